@@ -1,0 +1,81 @@
+# make quickstart MODEL=...   quantize a model, let it write, say what changed
+# make test                   everything, in a fresh environment, on the newest and oldest transformers
+# make check | format         fast loop: lint and types, or reformat
+PYTHON ?= python3
+
+VENV := .venv
+BIN := $(VENV)/bin
+# The lower bound in pyproject.toml; tests/test_packaging.py compares the two.
+OLDEST := 5.17.0
+OUT := build/quickstart
+
+INSTALLED := $(VENV)/.installed
+INSTALLED_OLDEST := $(VENV)/oldest/.installed
+# With the folders themselves: their time changes when a file is removed.
+SOURCES := pyproject.toml README.md $(shell find qllm_hf -not -path '*/__pycache__*')
+
+heading = @printf '\n== %s ==\n' '$(1)'
+
+.PHONY: quickstart test test-oldest check format clean
+.NOTPARALLEL:
+
+ifeq ($(MODEL),)
+quickstart:
+	@echo 'Say which model: make quickstart MODEL=path/to/model (a local folder or an id on the Hub).' >&2; exit 2
+else
+quickstart: $(INSTALLED)
+	$(call heading,Quantize $(MODEL) to W4KV8)
+	@rm -rf $(OUT)
+	$(BIN)/qllm-hf quantize "$(MODEL)" --scheme W4KV8 -o $(OUT)
+	$(call heading,Generate)
+	$(BIN)/qllm-hf generate $(OUT) "Once upon a time"
+	$(call heading,What was quantized)
+	$(BIN)/qllm-hf info $(OUT)
+endif
+
+# A fresh environment: a forgotten dependency or package-data file must not hide behind an old one.
+test:
+	@rm -rf $(VENV)
+	@$(MAKE) --no-print-directory $(INSTALLED)
+	@$(MAKE) --no-print-directory check
+	$(call heading,Tests with the newest supported transformers)
+	$(BIN)/pytest
+	@$(MAKE) --no-print-directory test-oldest
+
+# The old transformers shadows the installed one; torch and the rest stay, so nothing big is installed twice.
+test-oldest: $(INSTALLED_OLDEST)
+	$(call heading,Version-sensitive tests with transformers $(OLDEST))
+	PYTHONPATH="$(CURDIR)/$(VENV)/oldest" QLLM_TEST_TRANSFORMERS=$(OLDEST) $(BIN)/pytest -m oldest
+
+check: $(INSTALLED)
+	$(call heading,Lint)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(call heading,Types)
+	$(BIN)/mypy
+
+format: $(INSTALLED)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .hypothesis .pytest_cache .mypy_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Installed for real, not editable: tests and users then see the same files. setuptools keeps what it built
+# in build/lib and would ship a module that was deleted since, hence the removal before and after.
+$(INSTALLED): $(SOURCES)
+	$(call heading,Install into $(VENV))
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	rm -rf build/lib build/bdist.* *.egg-info
+	$(BIN)/python -m pip install --quiet ".[test]"
+	rm -rf build/lib build/bdist.* *.egg-info
+	@touch $@
+
+# huggingface_hub 1 needs httpx where 2 needs httpx2; everything else they need is there already.
+$(INSTALLED_OLDEST): Makefile | $(INSTALLED)
+	$(call heading,Install transformers $(OLDEST) beside it)
+	rm -rf $(VENV)/oldest
+	$(BIN)/python -m pip install --quiet --no-deps --target $(VENV)/oldest \
+		"transformers==$(OLDEST)" "huggingface_hub<2" httpx httpcore
+	@touch $@

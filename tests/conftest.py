@@ -1,0 +1,80 @@
+"""Shared fixtures, and the one place that decides which tests cannot run here, and why."""
+
+import os
+
+# Before any import below: huggingface_hub and transformers read these once, when they are imported.
+os.environ["HF_HUB_OFFLINE"] = "0" if os.environ.get("QLLM_TEST_NETWORK") == "1" else "1"
+os.environ["TRANSFORMERS_VERBOSITY"] = "error"
+
+import importlib.util
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import NoReturn
+
+import pytest
+import torch
+
+REPO = Path(__file__).resolve().parent.parent
+
+
+def pytest_configure() -> None:
+    if importlib.util.find_spec("qllm_hf") is None:
+        raise pytest.UsageError("qllm_hf is not installed. Run `make test`, or `pip install -e '.[test]'` first.")
+    # More threads than cores make small models slower, and results depend on the number of threads.
+    torch.set_num_threads(2)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    reasons = {}
+    if not torch.cuda.is_available():
+        reasons["gpu"] = "needs a CUDA device"
+    if os.environ["HF_HUB_OFFLINE"] == "1":
+        reasons["network"] = "needs the network: set QLLM_TEST_NETWORK=1"
+    for item in items:
+        for marker, reason in reasons.items():
+            if item.get_closest_marker(marker):
+                item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def cannot_run() -> Callable[[str], NoReturn]:
+    """Skips on a developer's machine and fails in CI, where a missing file means a broken job."""
+    return pytest.fail if os.environ.get("CI") == "true" else pytest.skip
+
+
+@pytest.fixture(scope="session")
+def shared(cannot_run: Callable[[str], NoReturn]) -> Path:
+    """The folder with models and benchmark slices, next to the repository."""
+    path = REPO.parent / "shared"
+    if not path.is_dir():
+        cannot_run("needs the folder ../shared with models and data")
+    return path
+
+
+@pytest.fixture(scope="session")
+def stories(shared: Path) -> Path:
+    """A trained Llama of 260,032 parameters: 5 layers, 8 heads on 4 kv heads, head dim 8, vocabulary 512."""
+    return shared / "models" / "stories260K"
+
+
+@pytest.fixture(scope="session")
+def tinystories_text(shared: Path) -> list[str]:
+    """450 stories of the kind the `stories` model was trained on, one string each."""
+    return [row["text"] for row in _rows(shared, "tinystories")]
+
+
+@pytest.fixture(scope="session")
+def wikitext_text(shared: Path) -> str:
+    """30 articles of the WikiText-2 test set as one string, in document order."""
+    return "".join(row["text"] for row in _rows(shared, "wikitext2"))
+
+
+def _rows(shared: Path, name: str) -> list[dict[str, str]]:
+    with (shared / "data" / "basic_nlp" / f"{name}.jsonl").open(encoding="utf-8") as lines:
+        return [json.loads(line) for line in lines]
