@@ -1,0 +1,75 @@
+"""How a module holds packed weights: plain parameters beside the name of the float weight they replace.
+
+The weight `NAME` becomes `NAME_packed` (int16 words), `NAME_scale` (float) and, unless symmetric,
+`NAME_zero_point` (uint8): for a linear layer `weight_packed`, for experts `gate_up_proj_packed`.
+Plain parameters, so that state dicts, sharded files, device maps, offloading and tensor parallelism
+need no special code.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import CheckpointError
+from ..packed import PackedTensor, packed_shapes
+from ..scheme import Spec
+
+SUFFIXES = {"words": "_packed", "scale": "_scale", "zero_point": "_zero_point"}
+
+
+class PackedModule(nn.Module):
+    """Base of modules with packed weights.
+
+    Attributes:
+        weight_specs: name of a packed weight -> (how it is quantized, length of its rows).
+        activation_spec: how inputs are quantized per token, or None.
+        range_group: the process group over which a row-sharded input must agree on its range, or None.
+    """
+
+    weight_specs: dict[str, tuple[Spec, int]]
+    activation_spec: Spec | None
+    range_group: Any = None
+    # transformers then hands the local shard, not the distributed tensor, to forward
+    _hf_quantized_needs_local_tp = True
+
+    def declare_packed(
+        self, name: str, shape: tuple[int, ...], spec: Spec, dtype: torch.dtype, device: torch.device | str
+    ) -> None:
+        """Register empty parameters for a packed weight of the given float shape [..., O, I] and scale dtype."""
+        for part, (part_shape, part_dtype) in packed_shapes(shape, spec, dtype).items():
+            tensor = torch.empty(part_shape, dtype=part_dtype, device=device)
+            self.register_parameter(name + SUFFIXES[part], nn.Parameter(tensor, requires_grad=False))
+        self.weight_specs[name] = (spec, shape[-1])
+
+    def packed(self, name: str) -> PackedTensor:
+        """The packed weight of that name, made of this process's shards."""
+        spec, length = self.weight_specs[name]
+        parts = {part: _local(self._parameters.get(name + suffix)) for part, suffix in SUFFIXES.items()}
+        words, scale = parts["words"], parts["scale"]
+        if words is None or scale is None:
+            raise CheckpointError(f"{type(self).__name__}: the packed weight {name!r} was never loaded.")
+        if words.shape[-1] != self._parameters[name + "_packed"].shape[-1]:  # type: ignore[union-attr]
+            length = length * words.shape[-1] // self._parameters[name + "_packed"].shape[-1]  # type: ignore[union-attr]
+        return PackedTensor(words, scale, parts["zero_point"], spec, length)
+
+    def assign_packed(self, name: str, packed: PackedTensor) -> None:
+        """Replace the parameters of a packed weight."""
+        for part, suffix in SUFFIXES.items():
+            tensor = getattr(packed, part)
+            if tensor is not None:
+                self._parameters[name + suffix] = nn.Parameter(tensor, requires_grad=False)
+
+    def packed_names(self) -> list[str]:
+        """Names of all parameters that hold packed weights."""
+        return [n + s for n in self.weight_specs for s in SUFFIXES.values() if n + s in self._parameters]
+
+
+def _local(parameter: Tensor | None) -> Tensor | None:
+    """The shard of a distributed tensor that lives here, or the tensor itself."""
+    if parameter is not None and hasattr(parameter, "to_local"):
+        local: Tensor = parameter.to_local()
+        return local
+    return parameter
