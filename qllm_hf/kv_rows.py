@@ -1,0 +1,101 @@
+"""Keys and values as rows: everything about one token and head in one run of 16-bit words.
+
+A vector of keys [.., D] becomes a row of int16 words [.., R]:
+
+    | packed codes: row_words(D, bits) | scales: 1 word per group (2 in float32) | zero points: 1 byte per group |
+
+rounded up to a whole word. One tensor [B, H, T, R] then stands for the keys of a layer, and all that a
+cache does with tokens and sequences (append, crop, reorder, repeat, roll, offload) is the same operation
+on rows as it was on vectors. Each token is quantized once, when it is written, and nothing it meets
+later changes it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .layout import group_count, row_words
+from .packed import PackedTensor
+from .packing import WORD
+from .scheme import Scheme, Spec
+
+
+@dataclass(frozen=True)
+class RowFormat:
+    """How vectors [.., length] of a dtype become rows. With spec None the words are the float bits themselves."""
+
+    spec: Spec | None
+    length: int
+    dtype: torch.dtype
+
+    @property
+    def words(self) -> int:
+        """Words per row."""
+        if self.spec is None:
+            return self.length * self.dtype.itemsize // 2
+        groups = group_count(self.length, self.spec.group_size)
+        return self._code_words + groups * self.dtype.itemsize // 2 + (0 if self.spec.symmetric else -(-groups // 2))
+
+    @property
+    def _code_words(self) -> int:
+        assert self.spec is not None
+        return row_words(self.length, self.spec.bits)
+
+    def encode(self, x: Tensor) -> Tensor:
+        """Rows int16 [.., words] of x [.., length]."""
+        if self.spec is None:
+            return x.contiguous().view(WORD)
+        packed = PackedTensor.encode(x, self.spec)
+        parts = [packed.words, packed.scale.contiguous().view(WORD)]
+        if packed.zero_point is not None:
+            groups = packed.zero_point.shape[-1]
+            parts.append(F.pad(packed.zero_point, (0, groups % 2)).contiguous().view(WORD))
+        return torch.cat(parts, -1)
+
+    def split(self, rows: Tensor) -> PackedTensor:
+        """The packed tensor that quantized rows hold."""
+        assert self.spec is not None
+        groups = group_count(self.length, self.spec.group_size)
+        scales = self._code_words + groups * self.dtype.itemsize // 2
+        # cloned, because a view as another type needs an aligned start
+        scale = rows[..., self._code_words : scales].clone(memory_format=torch.contiguous_format).view(self.dtype)
+        zero_point = None
+        if not self.spec.symmetric:
+            zero_bytes = rows[..., scales:].clone(memory_format=torch.contiguous_format).view(torch.uint8)
+            zero_point = zero_bytes[..., :groups]
+        return PackedTensor(rows[..., : self._code_words], scale, zero_point, self.spec, self.length)
+
+    def decode(self, rows: Tensor) -> Tensor:
+        """The vectors [.., length] that rows stand for."""
+        if self.spec is None:
+            return rows.clone(memory_format=torch.contiguous_format).view(self.dtype)
+        return self.split(rows).decode(self.dtype)
+
+
+@dataclass(frozen=True)
+class KvFormat:
+    """How a model's keys and values are cached.
+
+    Attributes:
+        scheme: gives the bits, the group size and the symmetry.
+        keys_only: only the first of the two cached tensors is quantized (multi-head latent attention).
+    """
+
+    scheme: Scheme
+    keys_only: bool = False
+
+    def keys(self, x: Tensor) -> RowFormat:
+        """The row format of keys x [B, H, T, D]."""
+        return RowFormat(self.scheme.kv_spec(x.shape[-1]), x.shape[-1], x.dtype)
+
+    def values(self, x: Tensor) -> RowFormat:
+        """The row format of values x [B, H, T, D]."""
+        return RowFormat(None if self.keys_only else self.scheme.kv_spec(x.shape[-1]), x.shape[-1], x.dtype)
+
+    def __str__(self) -> str:
+        name = str(Scheme(kv=self.scheme.kv, kv_group_size=self.scheme.kv_group_size))
+        return name + (" (keys only)" if self.keys_only else "")
