@@ -1,0 +1,89 @@
+"""qllm_hf: how few bits can a large language model use, and what does it lose?
+
+    import qllm_hf
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(name, quantization_config=qllm_hf.QllmConfig(w=4, kv=8))
+    print(qllm_hf.report(model))
+
+Importing this package makes transformers know quant_method "qllm"; torch and transformers themselves are
+imported only when something needs them.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from . import _autoload
+
+if TYPE_CHECKING:
+    from .cache import QllmCache
+    from .config import QllmConfig
+    from .errors import (
+        CacheError,
+        CheckpointError,
+        ConfigError,
+        MissingExtraError,
+        ModelError,
+        QllmError,
+        QllmWarning,
+        SchemeError,
+    )
+    from .inplace import quantize_
+    from .quantizer import QllmHfQuantizer
+    from .reporting.model import report
+    from .scheme import Scheme
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "QllmCache": "cache",
+    "QllmConfig": "config",
+    "QllmHfQuantizer": "quantizer",
+    "Scheme": "scheme",
+    "quantize_": "inplace",
+    "report": "reporting.model",
+    **dict.fromkeys(
+        (
+            "CacheError",
+            "CheckpointError",
+            "ConfigError",
+            "MissingExtraError",
+            "ModelError",
+            "QllmError",
+            "QllmWarning",
+            "SchemeError",
+        ),
+        "errors",
+    ),
+}
+
+__all__ = [
+    "CacheError",
+    "CheckpointError",
+    "ConfigError",
+    "MissingExtraError",
+    "ModelError",
+    "QllmCache",
+    "QllmConfig",
+    "QllmError",
+    "QllmHfQuantizer",
+    "QllmWarning",
+    "Scheme",
+    "SchemeError",
+    "quantize_",
+    "report",
+]
+
+_autoload.install()
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

@@ -1,0 +1,255 @@
+"""QllmConfig: the `quantization_config` of transformers."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping
+from dataclasses import fields, replace
+from typing import Any
+
+from transformers.utils.quantization_config import QuantizationConfigMixin
+
+from .errors import CheckpointError, ConfigError, SchemeError, did_you_mean
+from .scheme import FLOAT_BITS, Scheme
+
+QUANT_METHOD = "qllm"
+FORMAT = 1
+"""Version of the packed checkpoint: names, shapes and meaning of the stored tensors."""
+
+METHODS = ("rtn",)
+SCHEME_KEYS = tuple(field.name for field in fields(Scheme))
+# What may be changed while loading a packed checkpoint: everything that is not baked into its weights.
+RUNTIME_KEYS = ("a", "kv", "kv_group_size", "a_symmetric", "kv_symmetric")
+WEIGHT_KEYS = ("w", "w_group_size", "w_symmetric", "paper_exact")
+OTHER_KEYS = ("modules_to_not_convert", "overrides", "quantize_routers", "method", "format")
+# Words that other libraries use for the same thing.
+ALIASES = {
+    "bits": "w",
+    "nbits": "w",
+    "n_bits": "w",
+    "w_bit": "w",
+    "w_bits": "w",
+    "wbits": "w",
+    "weight_bits": "w",
+    "load_in_4bit": "w",
+    "load_in_8bit": "w",
+    "weights": "w",
+    "a_bit": "a",
+    "a_bits": "a",
+    "act_bits": "a",
+    "activation_bits": "a",
+    "activations": "a",
+    "kv_bit": "kv",
+    "kv_bits": "kv",
+    "kv_cache": "kv",
+    "kv_cache_bits": "kv",
+    "group_size": "w_group_size",
+    "q_group_size": "w_group_size",
+    "w_group": "w_group_size",
+    "kv_group": "kv_group_size",
+    "sym": "w_symmetric",
+    "symmetric": "w_symmetric",
+    "skip": "modules_to_not_convert",
+    "skip_modules": "modules_to_not_convert",
+    "ignore": "modules_to_not_convert",
+    "llm_int8_skip_modules": "modules_to_not_convert",
+    "modules_to_skip": "modules_to_not_convert",
+}
+UNSET: Any = type("Unset", (), {"__repr__": lambda self: "unset", "__deepcopy__": lambda self, memo: self})()
+
+
+class QllmConfig(QuantizationConfigMixin):
+    """How a model is quantized, for `from_pretrained(..., quantization_config=QllmConfig(w=4, kv=8))`.
+
+    Args:
+        w, a, kv: bits of weights, activations and KV cache: 2 to 8, or 16 to stay in floating point.
+        w_group_size: weights per group along in_features (128); -1 per output channel, 0 per matrix.
+        kv_group_size: elements per group along head_dim (128); the largest divisor of head_dim not above it is used.
+        w_symmetric, a_symmetric, kv_symmetric: quantize without a zero point.
+        paper_exact: the published arithmetic bit for bit, corner cases included.
+        modules_to_not_convert: patterns of module names that stay in floating point, such as "*.down_proj" or
+            "model.layers.0". The output head stays in floating point in any case.
+        overrides: pattern of module names -> scheme for their weights and activations, such as {"*.down_proj": "W8"}
+            or {"model.layers.0.*": "FP16"}; the first match holds. KV bits belong to the whole model.
+        quantize_routers: also quantize the routers of a mixture of experts, as the study's code did.
+        method: how codes are chosen; "rtn" rounds to nearest.
+
+    Loading a packed checkpoint with a config of your own changes what is not stored in its weights (a, kv and
+    their options); what you do not give keeps the checkpoint's value.
+
+    Raises:
+        ConfigError: an unknown key (with the closest known one) or a value that cannot be.
+        SchemeError: bits or group sizes that cannot be.
+        CheckpointError: the checkpoint's format is newer than this package reads.
+
+    >>> QllmConfig(w=4, kv=8).scheme
+    Scheme(w=4, a=16, kv=8, w_group_size=128, kv_group_size=128, ...)
+    """
+
+    quant_method: Any
+    w: int
+    a: int
+    kv: int
+    w_group_size: int
+    kv_group_size: int
+    w_symmetric: bool
+    a_symmetric: bool
+    kv_symmetric: bool
+    paper_exact: bool
+
+    def __init__(
+        self,
+        w: int = UNSET,
+        a: int = UNSET,
+        kv: int = UNSET,
+        *,
+        w_group_size: int = UNSET,
+        kv_group_size: int = UNSET,
+        w_symmetric: bool = UNSET,
+        a_symmetric: bool = UNSET,
+        kv_symmetric: bool = UNSET,
+        paper_exact: bool = UNSET,
+        modules_to_not_convert: list[str] | None = None,
+        overrides: Mapping[str, str] | None = None,
+        quantize_routers: bool = False,
+        method: str = "rtn",
+        **others: Any,
+    ) -> None:
+        self.quant_method = QUANT_METHOD
+        _check_others(others)
+        self.format = others.get("format", FORMAT)
+        values = dict(zip(SCHEME_KEYS, (w, a, kv, w_group_size, kv_group_size, w_symmetric, a_symmetric, kv_symmetric,
+                                        paper_exact), strict=True))  # fmt: skip
+        self._given = tuple(key for key, value in values.items() if value is not UNSET)
+        given: dict[str, Any] = {key: value for key, value in values.items() if value is not UNSET}
+        scheme = Scheme(**given)
+        for key in SCHEME_KEYS:
+            setattr(self, key, getattr(scheme, key))
+        self.modules_to_not_convert = _patterns(modules_to_not_convert)
+        self.overrides = _overrides(overrides)
+        if not isinstance(quantize_routers, bool):
+            raise ConfigError(f"quantize_routers={quantize_routers!r}: give True or False.")
+        self.quantize_routers = quantize_routers
+        if method not in METHODS:
+            raise ConfigError(
+                f"method={method!r}: allowed are {', '.join(METHODS)}.{did_you_mean(str(method), METHODS)}"
+            )
+        self.method = method
+
+    @classmethod
+    def from_scheme(cls, scheme: str | Scheme, **options: Any) -> QllmConfig:
+        """The config of a scheme string such as "W4A8KV4"; options are those of QllmConfig and win over the string.
+
+        >>> QllmConfig.from_scheme("W4KV8", w_group_size=64).scheme.w_group_size
+        64
+        """
+        parsed = Scheme.parse(scheme) if isinstance(scheme, str) else scheme
+        values = {key: getattr(parsed, key) for key in SCHEME_KEYS if getattr(parsed, key) != getattr(Scheme, key)}
+        return cls(**{"w": parsed.w, "a": parsed.a, "kv": parsed.kv, **values, **options})
+
+    @property
+    def scheme(self) -> Scheme:
+        """Bits and groups as one value."""
+        return Scheme(**{key: getattr(self, key) for key in SCHEME_KEYS})
+
+    def scheme_for(self, override: str) -> Scheme:
+        """The scheme of modules that an override names: its bits, with this config's options where it gives none."""
+        parsed = Scheme.parse(override)
+        group_size = parsed.w_group_size if parsed.w_group_size != Scheme.w_group_size else self.w_group_size
+        return replace(self.scheme, w=parsed.w, a=parsed.a, w_group_size=group_size)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The keys stored in config.json; `QllmConfig(**config.to_dict())` gives the same config."""
+        stored = {key: value for key, value in self.__dict__.items() if not key.startswith("_")}
+        return copy.deepcopy(stored)
+
+    @classmethod
+    def from_dict(
+        cls, config_dict: dict[str, Any], return_unused_kwargs: bool = False, **kwargs: Any
+    ) -> Any:  # QllmConfig, or with the unused keys as transformers' other configs
+        """The config of a dictionary such as config.json holds. Unknown keys are errors, not ignored."""
+        config = cls(**{**config_dict, **kwargs})
+        return (config, {}) if return_unused_kwargs else config
+
+    def get_loading_attributes(self) -> dict[str, Any]:
+        """What this config, passed to `from_pretrained`, changes in a packed checkpoint's own config.
+
+        Only what was given explicitly. transformers calls this when both exist; what is baked into the packed
+        weights is handed over under another name, for the quantizer to compare.
+        """
+        changes = {key: getattr(self, key) for key in RUNTIME_KEYS if key in self._given}
+        return {**changes, "_requested": {key: getattr(self, key) for key in WEIGHT_KEYS if key in self._given}}
+
+    def check_requested(self) -> None:
+        """Raises ConfigError if `from_pretrained` was asked for other weights than the checkpoint holds."""
+        requested: dict[str, Any] = self.__dict__.pop("_requested", {})
+        different = {key: value for key, value in requested.items() if value != getattr(self, key)}
+        if different:
+            given = ", ".join(f"{key}={value}" for key, value in different.items())
+            stored = ", ".join(f"{key}={getattr(self, key)}" for key in different)
+            raise ConfigError(
+                f"asked for {given}, but this checkpoint holds packed weights with {stored}. Only "
+                f"{', '.join(RUNTIME_KEYS)} can change while loading; quantize the float model again for other weights."
+            )
+        try:
+            self.scheme  # noqa: B018  (a changed value may make an impossible scheme)
+        except SchemeError as error:
+            raise ConfigError(f"together with the checkpoint's own config: {error}") from None
+
+    def __iter__(self) -> Iterator[tuple[str, Any]]:
+        """`dict(config)` gives the stored keys."""
+        yield from self.to_dict().items()
+
+    def __repr__(self) -> str:
+        extra = {
+            key: getattr(self, key) for key in OTHER_KEYS if getattr(self, key) not in (None, {}, False, "rtn", FORMAT)
+        }
+        options = "".join(f", {key}={value!r}" for key, value in extra.items())
+        return f"QllmConfig({self.scheme}{options})"
+
+
+def _check_others(others: dict[str, Any]) -> None:
+    others_left = {key: value for key, value in others.items() if key not in ("quant_method", "format")}
+    if others_left:
+        key = next(iter(others_left))
+        allowed = (*SCHEME_KEYS, *OTHER_KEYS)
+        raise ConfigError(
+            f"unknown key {key!r} in QllmConfig.{did_you_mean(key, allowed, ALIASES)} Allowed: {', '.join(allowed)}."
+        )
+    if others.get("quant_method", QUANT_METHOD) != QUANT_METHOD:
+        raise ConfigError(f"quant_method={others['quant_method']!r}: QllmConfig reads {QUANT_METHOD!r} only.")
+    stored = others.get("format", FORMAT)
+    if not isinstance(stored, int) or isinstance(stored, bool) or stored < 1:
+        raise CheckpointError(f"format={stored!r} is no format number. Is this config.json damaged?")
+    if stored > FORMAT:
+        raise CheckpointError(
+            f"this checkpoint has format {stored}, this version of qllm_hf reads up to {FORMAT}. "
+            "Run: pip install --upgrade qllm-hf"
+        )
+
+
+def _patterns(value: Any) -> list[str] | None:
+    if value is None:
+        return None
+    if isinstance(value, str) or not all(isinstance(pattern, str) for pattern in value):
+        raise ConfigError(
+            f"modules_to_not_convert={value!r}: give a list of patterns of module names, such as ['*.down_proj']."
+        )
+    return list(value)
+
+
+def _overrides(value: Any) -> dict[str, str] | None:
+    if not value:
+        return None
+    if not isinstance(value, Mapping):
+        raise ConfigError(f"overrides={value!r}: give a mapping such as {{'*.down_proj': 'W8'}}.")
+    parsed = {}
+    for pattern, text in value.items():
+        scheme = Scheme.parse(text)
+        if scheme.kv != FLOAT_BITS:
+            raise ConfigError(
+                f"overrides[{pattern!r}]={text!r}: KV bits belong to the whole model, not to a module. "
+                f"Give kv={scheme.kv} beside overrides."
+            )
+        parsed[str(pattern)] = str(scheme)
+    return parsed

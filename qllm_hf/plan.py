@@ -1,0 +1,199 @@
+"""The plan: for every linear weight of a model, quantized how, or kept in floating point why.
+
+A plan is made from names and shapes alone, so a model on the meta device is enough, and it comes out the
+same when a checkpoint is quantized and when it is read again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from .config import QllmConfig
+from .errors import ModelError, SchemeError, did_you_mean
+from .families import (
+    FP32_REASON,
+    HEAD_NAMES,
+    HEAD_REASON,
+    OVERRIDE_REASON,
+    OWN_FORWARD_REASON,
+    PLAIN_LINEAR_SUBCLASSES,
+    ROUTER_REASON,
+    ROUTERS,
+    UNKNOWN_EXPERTS_REASON,
+    USER_REASON,
+    family,
+)
+from .nn import PackedExperts, PackedLinear, expert_parameters
+from .patterns import first_match, matches
+from .scheme import Spec
+from .uniform import check_group_size
+
+Kind = Literal["linear", "conv1d", "experts"]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What happens to one linear weight.
+
+    Attributes:
+        name: the parameter's full name, such as `model.layers.0.mlp.down_proj.weight`.
+        module: the module that holds it.
+        shape: [O, I], or [E, O, I] for fused experts, whatever the orientation in memory.
+        weight: how it is quantized, or None if it is kept.
+        activation: how the input is quantized per token, or None.
+        reason: why it is kept; empty if it is quantized.
+        is_head: it is (tied to) the output head, which no coverage is claimed for.
+    """
+
+    name: str
+    module: str
+    kind: Kind
+    shape: tuple[int, ...]
+    weight: Spec | None
+    activation: Spec | None
+    reason: str = ""
+    is_head: bool = False
+
+    @property
+    def elements(self) -> int:
+        """Number of float weights that this stands for."""
+        count = 1
+        for size in self.shape:
+            count *= size
+        return count
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The entries of a model, in its own order."""
+
+    entries: tuple[Entry, ...]
+
+    def quantized(self) -> list[Entry]:
+        """The entries that are quantized."""
+        return [entry for entry in self.entries if entry.weight is not None]
+
+    def kept(self) -> list[Entry]:
+        """The entries that stay in floating point."""
+        return [entry for entry in self.entries if entry.weight is None]
+
+    def modules(self) -> dict[str, list[Entry]]:
+        """Quantized entries by the module that holds them."""
+        grouped: dict[str, list[Entry]] = {}
+        for entry in self.quantized():
+            grouped.setdefault(entry.module, []).append(entry)
+        return grouped
+
+    def coverage(self) -> float:
+        """Quantized share of the linear weights, by elements, 0 to 1; the output head does not count."""
+        entries = [entry for entry in self.entries if not entry.is_head]
+        total = sum(entry.elements for entry in entries)
+        return sum(entry.elements for entry in entries if entry.weight is not None) / total if total else 0.0
+
+
+def make_plan(model: nn.Module, config: QllmConfig, *, check_patterns: bool = True) -> Plan:
+    """The plan for a float model (on any device, also meta).
+
+    Raises:
+        ModelError: a pattern of the config means no module, or `paper_exact` and a group size that does not divide
+            a row (the message names the module).
+    """
+    weights = list(_linear_weights(model))
+    if check_patterns:
+        _check_patterns([module for _, module, _, _, _ in weights], config)
+    head = _head_modules(model)
+    return Plan(tuple(_decide(model, config, head, *weight) for weight in weights))
+
+
+def _decide(
+    model: nn.Module,
+    config: QllmConfig,
+    head: set[str],
+    name: str,
+    module: str,
+    kind: Kind,
+    shape: tuple[int, ...],
+    known: bool,
+) -> Entry:
+    is_head = module in head
+    override = first_match(module, config.overrides or {})
+    scheme = config.scheme_for(config.overrides[override]) if override and config.overrides else config.scheme
+    reason = _reason_to_keep(model, config, module, is_head)
+    if not reason and not known:
+        reason = UNKNOWN_EXPERTS_REASON if kind == "experts" else OWN_FORWARD_REASON
+    if not reason and scheme.weight is None:
+        reason = OVERRIDE_REASON if override else "the scheme leaves weights at 16 bits"
+    if reason or scheme.weight is None:
+        return Entry(name, module, kind, shape, None, None, reason, is_head)
+    try:
+        check_group_size(shape[-1], scheme.weight)
+    except SchemeError as error:
+        raise ModelError(f"{name}: {error} Or keep it: modules_to_not_convert=[{module!r}].") from None
+    return Entry(name, module, kind, shape, scheme.weight, scheme.activation)
+
+
+def _reason_to_keep(model: nn.Module, config: QllmConfig, module: str, is_head: bool) -> str:
+    if is_head:
+        return HEAD_REASON
+    if first_match(module, config.modules_to_not_convert or ()):
+        return USER_REASON
+    if module.rpartition(".")[2] in ROUTERS and not config.quantize_routers:
+        return ROUTER_REASON
+    for pattern, reason in family(getattr(getattr(model, "config", None), "model_type", None)).keep.items():
+        if matches(module, pattern):
+            return reason
+    if first_match(module, getattr(model, "_keep_in_fp32_modules", None) or ()):
+        return FP32_REASON
+    return ""
+
+
+def _linear_weights(model: nn.Module) -> Iterator[tuple[str, str, Kind, tuple[int, ...], bool]]:
+    """(parameter name, module name, kind, shape [.., O, I], whether its form is known) of every linear weight."""
+    for name, module in model.named_modules():
+        if isinstance(module, PackedLinear | PackedExperts):
+            raise ModelError(
+                f"{name} is already quantized. Quantize the float model, or call model.dequantize() first."
+            )
+        if isinstance(module, Conv1D):
+            columns, rows = module.weight.shape
+            yield f"{name}.weight", name, "conv1d", (rows, columns), True
+        elif isinstance(module, nn.Linear):
+            plain = type(module).forward is nn.Linear.forward or type(module).__name__ in PLAIN_LINEAR_SUBCLASSES
+            yield f"{name}.weight", name, "linear", tuple(module.weight.shape), plain
+        elif expert_parameters(module):
+            for parameter, weight in expert_parameters(module).items():
+                experts, rows, columns = weight.shape
+                shape = (experts, columns, rows) if module.is_transposed else (experts, rows, columns)
+                yield f"{name}.{parameter}", name, "experts", shape, True
+        elif type(module).__name__.endswith("Experts"):
+            for parameter, value in module._parameters.items():
+                if value is not None and value.dim() == 3:
+                    yield f"{name}.{parameter}", name, "experts", tuple(value.shape), False
+
+
+def _head_modules(model: nn.Module) -> set[str]:
+    """Names of modules that are the output head, or share its weight."""
+    head = getattr(model, "get_output_embeddings", lambda: None)()
+    names = set()
+    for name, module in model.named_modules():
+        tied = head is not None and getattr(module, "_parameters", {}).get("weight") is head._parameters.get("weight")
+        if module is head or (tied and name) or name.rpartition(".")[2] in HEAD_NAMES:
+            names.add(name)
+    return names
+
+
+def _check_patterns(modules: list[str], config: QllmConfig) -> None:
+    for option in ("modules_to_not_convert", "overrides"):
+        for pattern in getattr(config, option) or ():
+            if not any(matches(module, pattern) for module in modules):
+                last = {module.rpartition(".")[2] for module in modules}
+                hint = did_you_mean(pattern.rpartition(".")[2], sorted(last))
+                raise ModelError(
+                    f"{option}: {pattern!r} means no linear layer of this model.{hint} "
+                    f"Layers are called {', '.join(sorted(last))}; write '*.NAME' or a full path."
+                )

@@ -1,0 +1,241 @@
+"""QllmHfQuantizer: how transformers reaches this package while it loads and saves models.
+
+The only module that registers with transformers. The order of calls, and what each release of
+transformers expects of them, is in the docstring of each method.
+"""
+
+from __future__ import annotations
+
+import re
+import warnings
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.core_model_loading import ConversionOps
+from transformers.quantizers import auto
+from transformers.quantizers.base import HfQuantizer
+from transformers.quantizers.quantizers_utils import get_module_from_name
+
+from . import compat
+from .config import FORMAT, QUANT_METHOD, QllmConfig
+from .errors import CheckpointError, QllmWarning
+from .families import REPLACED_REMOTE_CODE, family
+from .hooks import attach_kv, detach_kv
+from .nn import PackedExperts, PackedLinear, PackedModule
+from .nn.parameters import SUFFIXES
+from .plan import Plan, make_plan
+from .scheme import FLOAT_BITS
+from .surgery import checked, replace_modules_, unpack_modules_
+
+LOWEST_COVERAGE = 0.9
+
+
+class QuantizeWeight(ConversionOps):
+    """Turns one float tensor of a checkpoint into packed parameters, as soon as it is read."""
+
+    def convert(  # type: ignore[override]
+        self,
+        input_dict: dict[str, Any],
+        model: PreTrainedModel | None = None,
+        missing_keys: set[str] | None = None,
+        **kwargs: Any,
+    ) -> dict[str, Tensor]:
+        """{name of the float weight: tensor} -> {names of its packed parameters: tensors}; the placeholder goes."""
+        out: dict[str, Tensor] = {}
+        for key, value in input_dict.items():
+            tensor = value[0] if isinstance(value, list) else value
+            module, name = get_module_from_name(model, key)
+            packed = module.pack(tensor) if isinstance(module, PackedLinear) else module.pack(name, tensor)
+            checked(packed, key)
+            module._parameters.pop(name, None)
+            if missing_keys is not None:
+                missing_keys.discard(key)
+            for part, suffix in SUFFIXES.items():
+                if getattr(packed, part) is not None:
+                    out[key + suffix] = getattr(packed, part)
+        return out
+
+
+class QllmHfQuantizer(HfQuantizer):
+    """Quantizes a model while its shards stream in, or loads one that was saved packed."""
+
+    requires_calibration = False
+    quantization_config: QllmConfig
+    plan: Plan
+
+    def validate_environment(self, *args: Any, **kwargs: Any) -> None:
+        """First call: refuse what cannot work, before anything is read."""
+        compat.check_transformers()
+        self.quantization_config.check_requested()
+
+    def _process_model_before_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> None:
+        """The model is on the meta device: exchange its modules by plan."""
+        config = self.quantization_config
+        if model.config.model_type in REPLACED_REMOTE_CODE:
+            raise CheckpointError(REPLACED_REMOTE_CODE[model.config.model_type])
+        self.plan = make_plan(model, config, check_patterns=not self.pre_quantized)
+        if not self.pre_quantized:
+            warn_of_low_coverage(self.plan, config)
+        replace_modules_(model, self.plan, placeholders=not self.pre_quantized)
+        if self.pre_quantized and self.plan.quantized():
+            ignored = set(model._keys_to_ignore_on_load_unexpected or ())
+            model._keys_to_ignore_on_load_unexpected = {*ignored, re.escape(guard_name(self.plan))}
+        if not compat.PARALLEL_PLAN_IS_UPDATED_FOR_US:
+            for parallel_plan in (model._tp_plan, model._ep_plan):
+                if parallel_plan:
+                    self.update_parallel_plan(model, parallel_plan)
+
+    def param_needs_quantization(self, model: PreTrainedModel, param_name: str, **kwargs: Any) -> bool:
+        """Whether a parameter is a float placeholder that awaits its packed form."""
+        module, name = get_module_from_name(model, param_name)
+        return isinstance(module, PackedModule) and name in module.weight_specs and name in module._parameters
+
+    def get_quantize_ops(self) -> QuantizeWeight:
+        """What is done with each tensor that needs quantization."""
+        return QuantizeWeight()
+
+    def param_element_size(self, model: PreTrainedModel, param_name: str, param: Tensor) -> float:
+        """Bytes per element that a parameter will take, for device maps: a placeholder counts as what replaces it."""
+        module, name = get_module_from_name(model, param_name)
+        if isinstance(module, PackedModule):
+            if name in module.weight_specs and name in module._parameters:
+                spec, length = module.weight_specs[name]
+                return spec.bits_per_element(length, 8 * param.element_size()) / 8
+            owner = next((weight for weight in module.weight_specs if name.startswith(weight + "_")), None)
+            if owner is not None and owner in module._parameters:
+                return 0.0  # counted with the placeholder
+        return float(param.element_size())
+
+    def update_weight_conversions(
+        self, weight_conversions: list[Any], model: PreTrainedModel | None = None
+    ) -> list[Any]:
+        """The model's own conversions (merging experts) run first, unchanged. Called without `model` before 5.21."""
+        return list(weight_conversions)
+
+    def _process_model_after_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> PreTrainedModel:
+        """Everything is loaded: what remains is to set up what acts at run time."""
+        conversions = getattr(model, "_weight_conversions", None)
+        if conversions:
+            # fused experts are saved packed, as they are: splitting them again would need their float form
+            model.__dict__["_weight_conversions"] = [c for c in conversions if not _merges_experts(c)]
+        finish_model_(model, self.quantization_config)
+        return model
+
+    def update_parallel_plan(self, model: PreTrainedModel, plan: dict[str, str]) -> None:
+        """Tensor parallelism: the packed parameters of experts are sharded as the weights they stand for."""
+        names = {re.sub(r"\.\d+(?=\.|$)", ".*", name) for name, _ in model.named_parameters()}
+        for key, style in list(plan.items()):
+            plan.update({key + s: style for s in SUFFIXES.values() if key + s in names and key + s not in plan})
+
+    def update_tp_plan(self, config: Any) -> Any:
+        """Called before 5.21, when there is no model yet: nothing to do."""
+        return config
+
+    def update_ep_plan(self, config: Any) -> Any:
+        """Called before 5.21, when there is no model yet: nothing to do."""
+        return config
+
+    def get_state_dict_and_metadata(self, model: PreTrainedModel) -> tuple[dict[str, Tensor], dict[str, str]]:
+        """What is saved: the state dict, a guard, and the format in the header of each file.
+
+        The guard is a tensor that has the name of a float weight and an impossible shape. Code that does not know
+        this format would otherwise skip the packed tensors and go on with random weights; now it stops.
+        """
+        state = dict(model.state_dict())
+        state[guard_name_of(model)] = torch.zeros(1, dtype=torch.uint8)
+        return state, {"qllm_format": str(FORMAT)}
+
+    def is_serializable(self) -> bool:
+        """Packed models can be saved."""
+        return True
+
+    @property
+    def is_trainable(self) -> bool:
+        """Adapters can be trained on top of packed weights."""
+        return True
+
+    @property
+    def is_compileable(self) -> bool:
+        """`generate` may compile the decode step."""
+        return True
+
+    def _dequantize(self, model: PreTrainedModel, dtype: torch.dtype | None = None) -> PreTrainedModel:
+        """Back to ordinary modules and an unquantized KV cache."""
+        unpack_modules_(model, dtype)
+        detach_kv(model)
+        return model
+
+
+def finish_model_(model: PreTrainedModel, config: QllmConfig) -> None:
+    """What a model with packed weights needs to run: its KV hooks, its config, the ranges of sharded rows."""
+    for key, value in family(model.config.model_type).config_updates.items():
+        setattr(model.config, key, value)
+    for module in model.modules():
+        if isinstance(module, PackedModule):
+            module.range_group = _row_group(module)
+    attach_kv(model, config.scheme)
+
+
+def warn_of_low_coverage(plan: Plan, config: QllmConfig) -> None:
+    """Warns if less than 90 % of the linear weights are quantized, and names those that are not."""
+    if config.w == FLOAT_BITS or plan.coverage() >= LOWEST_COVERAGE:
+        return
+    kept: dict[str, int] = {}
+    for entry in plan.kept():
+        if not entry.is_head:
+            pattern = re.sub(r"\.\d+(?=\.|$)", ".*", entry.module)
+            kept[f"{pattern} ({entry.reason})"] = kept.get(f"{pattern} ({entry.reason})", 0) + entry.elements
+    largest = sorted(kept, key=kept.__getitem__, reverse=True)[:5]
+    warnings.warn(
+        f"only {plan.coverage():.1%} of the linear weights are quantized. In floating point: {'; '.join(largest)}.",
+        QllmWarning,
+        stacklevel=2,
+    )
+
+
+def guard_name(plan: Plan) -> str:
+    """The name of the guard tensor: that of the first quantized float weight."""
+    return plan.quantized()[0].name
+
+
+def guard_name_of(model: nn.Module) -> str:
+    """The same from a model whose weights are packed already; with no packed weights, a name no model has."""
+    for name, module in model.named_modules():
+        if isinstance(module, PackedModule):
+            return f"{name}.{next(iter(module.weight_specs))}"
+    return "qllm_guard"
+
+
+def _row_group(module: PackedModule) -> object | None:
+    """The process group that shares the rows of a module's weights, if tensor parallelism cut them."""
+    name = "down_proj" if isinstance(module, PackedExperts) else "weight"
+    words: Any = module._parameters.get(name + "_packed")
+    if words is None or not hasattr(words, "placements"):
+        return None
+    if not any(getattr(placement, "dim", None) in (-1, words.dim() - 1) for placement in words.placements):
+        return None
+    mesh: Any = words.device_mesh
+    group: object = mesh.get_group() if mesh.ndim == 1 else mesh.get_group("tp")
+    return group
+
+
+def _merges_experts(conversion: Any) -> bool:
+    targets = getattr(conversion, "_original_target_patterns", None) or ()
+    endings = ("experts.gate_up_proj", "experts.up_proj", "experts.down_proj")
+    return hasattr(conversion, "operations") and any(str(target).endswith(endings) for target in targets)
+
+
+def register() -> None:
+    """Make transformers know quant_method "qllm". Safe to call again."""
+    if not dict.__contains__(auto.AUTO_QUANTIZATION_CONFIG_MAPPING, QUANT_METHOD):
+        auto.AUTO_QUANTIZATION_CONFIG_MAPPING[QUANT_METHOD] = QllmConfig
+    if not dict.__contains__(auto.AUTO_QUANTIZER_MAPPING, QUANT_METHOD):
+        auto.AUTO_QUANTIZER_MAPPING[QUANT_METHOD] = QllmHfQuantizer
+    loading_types: Any = auto.LOADING_ATTRIBUTES_CONFIG_TYPES
+    if QllmConfig not in loading_types:
+        auto.LOADING_ATTRIBUTES_CONFIG_TYPES = (*loading_types, QllmConfig)
+
+
+register()

@@ -1,0 +1,115 @@
+"""Exchange the modules that a plan names for packed ones, and back."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from .errors import ModelError
+from .nn import PackedExperts, PackedLinear, expert_parameters, pack_experts_
+from .packed import PackedTensor
+from .plan import Entry, Plan
+from .scheme import Spec
+
+
+def replace_modules_(model: nn.Module, plan: Plan, *, placeholders: bool) -> None:
+    """Put empty packed modules, on the meta device, in the place of those that the plan quantizes.
+
+    `placeholders` keeps float weights on the meta device beside them, for tensors that arrive from a float checkpoint.
+    """
+    for name, entries in plan.modules().items():
+        module = model.get_submodule(name)
+        if entries[0].kind == "experts":
+            spec, activation = _specs(entries[0])
+            pack_experts_(module, spec, activation, device="meta", placeholder=placeholders)
+        else:
+            packed = _packed_linear(module, entries[0], device="meta")
+            if placeholders:
+                packed.add_placeholder(module.weight.dtype)  # type: ignore[arg-type]
+            model.set_submodule(name, packed)
+
+
+def pack_modules_(model: nn.Module, plan: Plan) -> None:
+    """Quantize the modules that the plan names from the float weights they hold, one after another, in place."""
+    for name, entries in plan.modules().items():
+        module = model.get_submodule(name)
+        if entries[0].kind == "experts":
+            spec, activation = _specs(entries[0])
+            weights = dict(expert_parameters(module))
+            device = next(iter(weights.values())).device
+            pack_experts_(module, spec, activation, device="meta", placeholder=False)
+            assert isinstance(module, PackedExperts)
+            for parameter in list(weights):
+                module.assign_packed(
+                    parameter, checked(module.pack(parameter, weights.pop(parameter).data), f"{name}.{parameter}")
+                )
+            module.to(device)
+        else:
+            packed = _packed_linear(module, entries[0], device="meta")
+            weight: Any = module.weight
+            packed.assign_packed("weight", checked(packed.pack(weight.data), f"{name}.weight"))
+            packed.bias = module.bias  # type: ignore[assignment]
+            packed.train(module.training)
+            model.set_submodule(name, packed)
+
+
+def unpack_modules_(model: nn.Module, dtype: torch.dtype | None = None) -> None:
+    """Put ordinary float modules with the dequantized weights in the place of packed ones, in place."""
+    for name, module in list(model.named_modules()):
+        if isinstance(module, PackedLinear):
+            model.set_submodule(name, _float_linear(module, dtype))
+        elif isinstance(module, PackedExperts):
+            weights = {parameter: module.unpack(parameter, dtype) for parameter in module.weight_specs}
+            for parameter in module.packed_names():
+                del module._parameters[parameter]
+            module.__class__ = type(module).__bases__[1]  # the class that was packed
+            for parameter, weight in weights.items():
+                module.register_parameter(parameter, nn.Parameter(weight, requires_grad=False))
+
+
+def checked(packed: PackedTensor, name: str) -> PackedTensor:
+    """The packed tensor itself. Raises ModelError if the float weight held NaN or infinite values."""
+    if not bool(torch.isfinite(packed.scale).all()):
+        raise ModelError(
+            f"{name} holds NaN or infinite values (or groups wider than {packed.scale.dtype} can express), "
+            "which no integer can stand for. Check the checkpoint, or load it with dtype=torch.float32."
+        )
+    return packed
+
+
+def _specs(entry: Entry) -> tuple[Spec, Spec | None]:
+    assert entry.weight is not None
+    return entry.weight, entry.activation
+
+
+def _packed_linear(module: nn.Module, entry: Entry, device: str) -> PackedLinear:
+    rows, columns = entry.shape
+    spec, activation = _specs(entry)
+    weight: Tensor = module.weight  # type: ignore[assignment]
+    return PackedLinear(
+        columns,
+        rows,
+        bias=module.bias is not None,
+        spec=spec,
+        activation=activation,
+        dtype=weight.dtype,
+        device=device,
+        transposed=isinstance(module, Conv1D),
+    )
+
+
+def _float_linear(packed: PackedLinear, dtype: torch.dtype | None) -> nn.Module:
+    matrix = packed.packed("weight").decode(dtype)
+    with torch.device("meta"):
+        module: nn.Module
+        if packed.transposed:
+            module, matrix = Conv1D(packed.out_features, packed.in_features), matrix.t().contiguous()
+        else:
+            module = nn.Linear(packed.in_features, packed.out_features, bias=packed.bias is not None)
+    module.weight = nn.Parameter(matrix, requires_grad=False)
+    if packed.bias is not None:
+        module.bias = nn.Parameter(packed.bias.data.to(matrix.dtype), requires_grad=False)
+    return module.train(packed.training)
