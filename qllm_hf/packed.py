@@ -13,6 +13,10 @@ from .scheme import PER_TENSOR, Spec
 from .uniform import dequantize, quantize
 
 
+# Elements that are quantized at a time, so that intermediate results fit the processor's cache.
+_PIECE = 2**19
+
+
 class PackedTensor(NamedTuple):
     """A tensor [..., K] quantized along K and packed.
 
@@ -35,6 +39,22 @@ class PackedTensor(NamedTuple):
         """Quantize x [..., K] and pack it."""
         codes, scale, zero_point = quantize(x, spec)
         return cls(pack(codes, spec.bits), scale, zero_point, spec, x.shape[-1])
+
+    @classmethod
+    def encode_weight(cls, weight: Tensor, spec: Spec) -> PackedTensor:
+        """As `encode`, some rows at a time: the memory needed on top of the result stays small, whatever the weight."""
+        if spec.group_size == PER_TENSOR or weight.numel() <= _PIECE:
+            return cls.encode(weight, spec)
+        rows = weight.reshape(-1, weight.shape[-1])
+        step = max(1, _PIECE // rows.shape[1])
+        shapes = packed_shapes(tuple(weight.shape), spec, weight.dtype)
+        whole = {part: weight.new_empty(shape, dtype=dtype) for part, (shape, dtype) in shapes.items()}
+        flat = {part: tensor.view(-1, tensor.shape[-1]) for part, tensor in whole.items()}
+        for start in range(0, rows.shape[0], step):
+            piece = cls.encode(rows[start : start + step], spec)
+            for part, tensor in flat.items():
+                tensor[start : start + step] = getattr(piece, part)
+        return cls(whole["words"], whole["scale"], whole.get("zero_point"), spec, weight.shape[-1])
 
     def codes(self) -> Tensor:
         """Codes uint8 [..., K]."""

@@ -87,25 +87,27 @@ def _unpack_block(words: Tensor, bits: int, length: int) -> Tensor:
 
 
 def _pack_field(field: Tensor, width: int) -> Tensor:
-    per_word = WORD_BITS // width
+    per_word, per_byte = WORD_BITS // width, 8 // width
     count = field_words(field.shape[-1], width)
     padded = F.pad(field, (0, count * per_word - field.shape[-1]))
     if width == 8:  # bytes in their order
         return padded.contiguous().view(WORD)
-    planes = padded.reshape(*field.shape[:-1], per_word, count).to(torch.int32)
-    shifts = torch.arange(0, WORD_BITS, width, device=field.device, dtype=torch.int32).unsqueeze(-1)
-    word = (planes << shifts).sum(-2, dtype=torch.int32)
-    # the top bit of the word becomes the sign: wrap by hand, because out-of-range casts are undefined
-    return torch.where(word >= 2**15, word - 2**16, word).to(WORD)
+    planes = padded.reshape(*field.shape[:-1], 2, per_byte, count)  # low byte and high byte of the words
+    word_bytes = planes[..., 0, :]
+    for plane in range(1, per_byte):
+        word_bytes = word_bytes | (planes[..., plane, :] << (width * plane))
+    low, high = word_bytes.unbind(-2)
+    return torch.stack((low, high), -1).view(WORD).squeeze(-1)
 
 
 def _unpack_field(words: Tensor, width: int, length: int) -> Tensor:
+    word_bytes = words.contiguous().view(torch.uint8)
     if width == 8:
-        return words.contiguous().view(torch.uint8)[..., :length]
-    shifts = torch.arange(0, WORD_BITS, width, device=words.device, dtype=WORD).unsqueeze(-1)
-    planes = (words.unsqueeze(-2) >> shifts) & (2**width - 1)
-    codes: Tensor = planes.to(torch.uint8).flatten(-2)
-    return codes[..., :length]
+        return word_bytes[..., :length]
+    low_high = word_bytes.unflatten(-1, (-1, 2)).transpose(-1, -2).unsqueeze(-2)  # [..., 2, 1, words]
+    shifts = torch.arange(0, 8, width, device=words.device, dtype=torch.uint8).unsqueeze(-1)
+    planes: Tensor = (low_high >> shifts) & (2**width - 1)  # [..., 2, planes per byte, words]
+    return planes.flatten(-3)[..., :length]
 
 
 def _check_bits(bits: int) -> None:

@@ -49,7 +49,7 @@ class PackedExperts(PackedModule):
     def pack(self, name: str, weight: Tensor) -> PackedTensor:
         """The packed form of a float weight [E, O, I], or [E, I, O] where the model stores it transposed."""
         matrix = weight.transpose(-1, -2).contiguous() if self.is_transposed else weight
-        return PackedTensor.encode(matrix, self.weight_specs[name][0])
+        return PackedTensor.encode_weight(matrix, self.weight_specs[name][0])
 
     def unpack(self, name: str, dtype: torch.dtype | None = None) -> Tensor:
         """The float weight in the model's own orientation."""

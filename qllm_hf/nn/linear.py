@@ -49,7 +49,7 @@ class PackedLinear(PackedModule, nn.Linear):
     def pack(self, weight: Tensor) -> PackedTensor:
         """The packed form of a float weight in this layer's own orientation."""
         matrix = weight.t().contiguous() if self.transposed else weight
-        return PackedTensor.encode(matrix, self.weight_specs["weight"][0])
+        return PackedTensor.encode_weight(matrix, self.weight_specs["weight"][0])
 
     def add_placeholder(self, dtype: torch.dtype) -> None:
         """Make the float weight exist on the meta device: its checkpoint tensor is packed when it arrives."""
