@@ -114,7 +114,9 @@ def main() -> None:
         folder = arguments.keep or Path(temporary) / "float"
         if not (folder / "config.json").exists():
             make_checkpoint(folder)
-        largest = 2 * max(SHAPE["vocab_size"] * SHAPE["hidden_size"], SHAPE["hidden_size"] * SHAPE["intermediate_size"]) / MB
+        largest = (
+            2 * max(SHAPE["vocab_size"] * SHAPE["hidden_size"], SHAPE["hidden_size"] * SHAPE["intermediate_size"]) / MB
+        )
         rows = []
         for scheme in ("W8", "W4", "W3", "W2"):
             command = [sys.executable, __file__, "--measure", str(folder), scheme, str(Path(temporary) / scheme)]

@@ -115,7 +115,8 @@ class QllmHfQuantizer(HfQuantizer):
         return list(weight_conversions)
 
     def _process_model_after_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> PreTrainedModel:
-        """Everything is loaded: what remains is to set up what acts at run time."""
+        """Everything is loaded, or else nothing is: then what acts at run time is set up."""
+        check_complete(model)
         conversions = getattr(model, "_weight_conversions", None)
         if conversions:
             # fused experts are saved packed, as they are: splitting them again would need their float form
@@ -176,6 +177,27 @@ def finish_model_(model: PreTrainedModel, config: QllmConfig) -> None:
         if isinstance(module, PackedModule):
             module.range_group = _row_group(module)
     attach_kv(model, config.scheme)
+
+
+def check_complete(model: nn.Module) -> None:
+    """Raises CheckpointError if a packed parameter was not in the checkpoint.
+
+    transformers fills what is missing with new values and a warning; for packed weights that is noise. It marks
+    what it loaded, and leaves what it offloaded to disk on the meta device.
+    """
+    missing = [
+        f"{name}.{parameter}"
+        for name, module in model.named_modules()
+        if isinstance(module, PackedModule)
+        for parameter in module.packed_names()
+        if not getattr(module._parameters[parameter], "_is_hf_initialized", False)
+        and not module._parameters[parameter].is_meta  # type: ignore[union-attr]
+    ]
+    if missing:
+        raise CheckpointError(
+            f"{len(missing)} packed tensors are not in the checkpoint, {missing[0]} among them. It is incomplete, or was "
+            "written for another model: copy it again, or quantize the float model again."
+        )
 
 
 def warn_of_low_coverage(plan: Plan, config: QllmConfig) -> None:

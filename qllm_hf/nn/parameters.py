@@ -60,7 +60,9 @@ class PackedModule(nn.Module):
         for part, suffix in SUFFIXES.items():
             tensor = getattr(packed, part)
             if tensor is not None:
-                self._parameters[name + suffix] = nn.Parameter(tensor, requires_grad=False)
+                parameter = nn.Parameter(tensor, requires_grad=False)
+                parameter._is_hf_initialized = True  # type: ignore[attr-defined]  # as transformers marks what it loaded
+                self._parameters[name + suffix] = parameter
 
     def packed_names(self) -> list[str]:
         """Names of all parameters that hold packed weights."""

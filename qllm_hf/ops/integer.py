@@ -51,7 +51,8 @@ def _centered(codes: Tensor, zero_point: Tensor | None, spec: Spec) -> Tensor:
     """The integers codes - zero_point, as float64 [rows, K]."""
     values: Tensor = codes.to(torch.float64)
     if zero_point is None:
-        return values - 2 ** (spec.bits - 1)
+        center: int = 2 ** (spec.bits - 1)
+        return values - center
     zeros = zero_point.to(torch.float64)
     if spec.group_size > 0:
         zeros = zeros.repeat_interleave(spec.group_size, -1)[..., : codes.shape[-1]]
