@@ -26,7 +26,9 @@ from .errors import ModelError, QllmWarning
 from .kv_rows import KvFormat
 from .scheme import FLOAT_BITS, Scheme
 
+LAYER_NUMBERS = ("layer_idx", "layer_id")
 CACHE_ARGUMENTS = ("past_key_values", "layer_past", "past_key_value")
+STATE_ARGUMENTS = ("cache_params",)
 
 
 class EphemeralCache(Cache):
@@ -139,15 +141,27 @@ def find_decoder(model: PreTrainedModel) -> nn.Module | None:
 
 
 def find_attentions(model: nn.Module) -> dict[str, nn.Module]:
-    """The innermost modules that know their layer's number and take a cache, by name."""
-    found = {
+    """The modules that write keys and values, by name: the innermost that know their layer's number and take a cache.
+
+    Mixers of state-space and convolution layers do so too, but what they cache are states: their argument has another
+    name, or they hold an nn.Conv1d.
+    """
+    mixers = {
         name: module
         for name, module in model.named_modules()
-        if getattr(module, "layer_idx", None) is not None and _cache_argument(module)
+        if any(getattr(module, number, None) is not None for number in LAYER_NUMBERS)
+        and _cache_argument(module, (*CACHE_ARGUMENTS, *STATE_ARGUMENTS))
+        and not name.endswith(".indexer")  # selects tokens for the attention around it, which has the keys and values
     }
-    outer = {name.rpartition(".")[0] for name in found}
+    outer = {name.rpartition(".")[0] for name in mixers}
     parents = {".".join(name.split(".")[:depth]) for name in outer for depth in range(1, name.count(".") + 2)}
-    return {name: module for name, module in found.items() if name not in parents}
+    return {
+        name: module
+        for name, module in mixers.items()
+        if name not in parents
+        and _cache_argument(module)
+        and not any(isinstance(child, nn.Conv1d) for child in module.children())
+    }
 
 
 def _parameters(module: nn.Module) -> list[str]:
@@ -155,9 +169,9 @@ def _parameters(module: nn.Module) -> list[str]:
     return list(inspect.signature(type(module).forward).parameters)[1:]
 
 
-def _cache_argument(module: nn.Module) -> str | None:
+def _cache_argument(module: nn.Module, arguments: tuple[str, ...] = CACHE_ARGUMENTS) -> str | None:
     try:
         names = _parameters(module)
     except (TypeError, ValueError):
         return None
-    return next((argument for argument in CACHE_ARGUMENTS if argument in names), None)
+    return next((argument for argument in arguments if argument in names), None)
