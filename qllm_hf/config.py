@@ -178,11 +178,12 @@ class QllmConfig(QuantizationConfigMixin):
         weights is handed over under another name, for the quantizer to compare.
         """
         changes = {key: getattr(self, key) for key in RUNTIME_KEYS if key in self._given}
-        return {**changes, "_requested": {key: getattr(self, key) for key in WEIGHT_KEYS if key in self._given}}
+        requested = {key: getattr(self, key) for key in WEIGHT_KEYS if key in self._given}
+        return {**changes, "requested_weights": requested} if requested else changes
 
     def check_requested(self) -> None:
         """Raises ConfigError if `from_pretrained` was asked for other weights than the checkpoint holds."""
-        requested: dict[str, Any] = self.__dict__.pop("_requested", {})
+        requested: dict[str, Any] = self.__dict__.pop("requested_weights", {})
         different = {key: value for key, value in requested.items() if value != getattr(self, key)}
         if different:
             given = ", ".join(f"{key}={value}" for key, value in different.items())

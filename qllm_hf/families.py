@@ -18,6 +18,7 @@ HEAD_REASON = "output head or tied to the embedding: outside the decoder blocks,
 USER_REASON = "kept by modules_to_not_convert"
 OVERRIDE_REASON = "kept by an override"
 FP32_REASON = "the model asks to keep it in float32"
+SHARED_REASON = "one weight shared by several layers, which packed weights do not support"
 UNKNOWN_EXPERTS_REASON = "fused experts of a form that is not known"
 OWN_FORWARD_REASON = "a Linear subclass with a forward of its own that is not known to be a plain product"
 

@@ -12,7 +12,6 @@ from .packing import WORD, pack, unpack
 from .scheme import PER_TENSOR, Spec
 from .uniform import dequantize, quantize
 
-
 # Elements that are quantized at a time, so that intermediate results fit the processor's cache.
 _PIECE = 2**19
 

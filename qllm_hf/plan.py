@@ -24,6 +24,7 @@ from .families import (
     PLAIN_LINEAR_SUBCLASSES,
     ROUTER_REASON,
     ROUTERS,
+    SHARED_REASON,
     UNKNOWN_EXPERTS_REASON,
     USER_REASON,
     family,
@@ -106,14 +107,15 @@ def make_plan(model: nn.Module, config: QllmConfig, *, check_patterns: bool = Tr
     weights = list(_linear_weights(model))
     if check_patterns:
         _check_patterns([module for _, module, _, _, _ in weights], config)
-    head = _head_modules(model)
-    return Plan(tuple(_decide(model, config, head, *weight) for weight in weights))
+    head, shared = _head_modules(model), _shared_weights(model)
+    return Plan(tuple(_decide(model, config, head, shared, *weight) for weight in weights))
 
 
 def _decide(
     model: nn.Module,
     config: QllmConfig,
     head: set[str],
+    shared: set[str],
     name: str,
     module: str,
     kind: Kind,
@@ -124,6 +126,8 @@ def _decide(
     override = first_match(module, config.overrides or {})
     scheme = config.scheme_for(config.overrides[override]) if override and config.overrides else config.scheme
     reason = _reason_to_keep(model, config, module, is_head)
+    if not reason and name in shared:
+        reason = SHARED_REASON
     if not reason and not known:
         reason = UNKNOWN_EXPERTS_REASON if kind == "experts" else OWN_FORWARD_REASON
     if not reason and scheme.weight is None:
@@ -185,6 +189,12 @@ def _head_modules(model: nn.Module) -> set[str]:
         if module is head or (tied and name) or name.rpartition(".")[2] in HEAD_NAMES:
             names.add(name)
     return names
+
+
+def _shared_weights(model: nn.Module) -> set[str]:
+    """Names of weights that several modules share (Zamba's blocks), by transformers' own table of ties."""
+    tied: dict[str, str] = getattr(model, "all_tied_weights_keys", None) or {}
+    return {*tied.keys(), *tied.values()}
 
 
 def _check_patterns(modules: list[str], config: QllmConfig) -> None:

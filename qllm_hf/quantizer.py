@@ -195,8 +195,8 @@ def check_complete(model: nn.Module) -> None:
     ]
     if missing:
         raise CheckpointError(
-            f"{len(missing)} packed tensors are not in the checkpoint, {missing[0]} among them. It is incomplete, or was "
-            "written for another model: copy it again, or quantize the float model again."
+            f"{len(missing)} packed tensors are not in the checkpoint, {missing[0]} among them. It is incomplete, or "
+            "was written for another model: copy it again, or quantize the float model again."
         )
 
 

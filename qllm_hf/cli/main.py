@@ -1,0 +1,52 @@
+"""qllm-hf: the commands as one program. Starts without torch; a command imports what it needs when it runs."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from qllm_hf import __version__
+
+from .env import env
+from .generate import generate
+from .info import info
+from .quantize import quantize
+
+app = typer.Typer(
+    name="qllm-hf",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for command in (quantize, generate, info, env):
+    app.command()(command)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(__version__)
+        raise typer.Exit()
+
+
+@app.callback()
+def _program(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print it.")
+    ] = False,
+) -> None:
+    """Quantize weights, activations and KV cache of causal language models.
+
+    \b
+    Examples:
+      qllm-hf quantize path/to/model --scheme W4KV8 -o model-w4kv8
+      qllm-hf generate model-w4kv8 "Once upon a time"
+      qllm-hf info model-w4kv8
+    """
+
+
+def main() -> None:
+    """The program `qllm-hf`."""
+    app()

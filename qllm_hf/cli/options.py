@@ -1,0 +1,78 @@
+"""Options that several commands share, and the config they add up to."""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from .output import UsageError
+
+if TYPE_CHECKING:
+    from ..config import QllmConfig
+
+
+class Dtype(str, Enum):
+    """dtype of what stays in floating point."""
+
+    auto = "auto"
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+
+
+Model = Annotated[str, typer.Argument(metavar="MODEL", help="A folder, or an id on the Hub.", show_default=False)]
+SchemeText = Annotated[
+    str | None,
+    typer.Option("--scheme", "-s", help="Bits, such as W4, W4A8, KV4, W4KV8, or with group sizes: W4g32KV8g64."),
+]
+Keep = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--keep",
+        metavar="PATTERN",
+        help="Pattern of layers that stay in floating point, such as '*.down_proj'. Repeatable.",
+    ),
+]
+Override = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--override", metavar="PATTERN=SCHEME", help="Other bits for some layers: '*.down_proj=W8'. Repeatable."
+    ),
+]
+DtypeOption = Annotated[
+    Dtype, typer.Option("--dtype", help="Of what stays in floating point; auto: as the model says.")
+]
+DeviceMap = Annotated[str | None, typer.Option("--device-map", help="Where weights go: auto, cpu, cuda, cuda:1, ...")]
+TrustRemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Run code that comes with the model.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars, no remarks.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error; so does QLLM_DEBUG=1.")]
+
+
+def make_config(
+    scheme: str | None, keep: list[str] | None = None, override: list[str] | None = None, **options: Any
+) -> QllmConfig | None:
+    """The QllmConfig that the options describe, or None without a scheme. Options that are None or False are left out.
+
+    Raises:
+        UsageError: an override without '=', or options that need a scheme.
+        SchemeError, ConfigError: values that cannot be.
+    """
+    given = {key: value for key, value in options.items() if value not in (None, False)}
+    if scheme is None:
+        if keep or override or given:
+            raise UsageError(
+                "these options change a scheme, and there is none. Give --scheme as well, such as --scheme W4KV8."
+            )
+        return None
+    from ..config import QllmConfig
+
+    overrides = {}
+    for text in override or ():
+        pattern, equals, bits = text.rpartition("=")
+        if not equals or not pattern:
+            raise UsageError(f"--override {text!r}: write PATTERN=SCHEME, such as '*.down_proj=W8'.")
+        overrides[pattern] = bits
+    return QllmConfig.from_scheme(scheme, modules_to_not_convert=keep or None, overrides=overrides or None, **given)

@@ -1,0 +1,89 @@
+"""What every command shares: where text, JSON, warnings and errors go, and the exit code.
+
+stdout   the answer: text, or one JSON object with --json
+stderr   progress, warnings, errors (with --json, {"error": {"type", "message"}})
+exit     0 done, 1 could not be done, 2 the command line itself makes no sense
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+from ..errors import QllmError, QllmWarning
+
+
+class UsageError(QllmError):
+    """Options that do not go together: exit code 2."""
+
+
+@contextlib.contextmanager
+def answering(*, as_json: bool = False, quiet: bool = False, debug: bool = False) -> Iterator[None]:
+    """Runs a command's body: errors become one sentence and an exit code, our warnings one line.
+
+    Raises:
+        SystemExit: the body raised; the code is 2 for UsageError, else 1. With `debug`, or QLLM_DEBUG=1, the
+            exception itself leaves.
+    """
+    with warnings.catch_warnings():
+        _show_warnings_plainly()
+        try:
+            _calm_transformers(quiet)
+            yield
+        except BrokenPipeError:  # `qllm-hf ... | head`: the command line library ends the program quietly
+            raise
+        except Exception as error:  # the border of the program: nothing is hidden, --debug shows all of it
+            if debug or os.environ.get("QLLM_DEBUG") == "1":
+                raise
+            print_error(error, as_json=as_json)
+            raise SystemExit(2 if isinstance(error, UsageError) else 1) from None
+
+
+def answer(data: dict[str, Any], text: str, *, as_json: bool) -> None:
+    """Print a command's result on stdout: `data` as JSON, or `text`."""
+    sys.stdout.write((json.dumps(data, indent=2) if as_json else text) + "\n")
+    sys.stdout.flush()
+
+
+def note(text: str) -> None:
+    """Print a remark that is not part of the answer on stderr."""
+    sys.stderr.write(text + "\n")
+    sys.stderr.flush()
+
+
+def print_error(error: Exception, *, as_json: bool) -> None:
+    """Print an error on stderr: its message if it is ours, else with its type and the way to see more."""
+    message = str(error)
+    if not isinstance(error, QllmError):
+        first = message.strip().split("\n")[0]
+        message = f"{type(error).__name__}: {first} (--debug shows where this comes from)"
+    if as_json:
+        note(json.dumps({"error": {"type": type(error).__name__, "message": message}}))
+    else:
+        note(f"error: {message}")
+
+
+def _show_warnings_plainly() -> None:
+    shown = warnings.showwarning
+
+    def show(message: Warning | str, category: type[Warning], *args: Any, **kwargs: Any) -> None:
+        if issubclass(category, QllmWarning):
+            note(f"warning: {message}")
+        else:
+            shown(message, category, *args, **kwargs)
+
+    warnings.showwarning = show
+
+
+def _calm_transformers(quiet: bool) -> None:
+    """transformers reports only errors; `quiet` hides its progress bars too."""
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    if quiet:
+        logging.disable_progress_bar()

@@ -1,0 +1,113 @@
+"""qllm-hf quantize: a float model in, a folder with packed weights out."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from . import options
+from .output import UsageError, answer, answering, note
+
+
+def quantize(
+    model: options.Model,
+    scheme: options.SchemeText = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", metavar="DIR", help="Folder to save in.")] = None,
+    w_group_size: Annotated[
+        int | None, typer.Option(help="Weights per group (128); -1 per output channel, 0 per matrix.")
+    ] = None,
+    kv_group_size: Annotated[int | None, typer.Option(help="Elements per group of keys and values (128).")] = None,
+    w_symmetric: Annotated[bool, typer.Option("--w-symmetric", help="Weights without zero points.")] = False,
+    a_symmetric: Annotated[bool, typer.Option("--a-symmetric", help="Activations without zero points.")] = False,
+    kv_symmetric: Annotated[bool, typer.Option("--kv-symmetric", help="Keys and values without zero points.")] = False,
+    paper_exact: Annotated[bool, typer.Option("--paper-exact", help="The study's arithmetic bit for bit.")] = False,
+    quantize_routers: Annotated[bool, typer.Option("--quantize-routers", help="Routers of experts too.")] = False,
+    keep: options.Keep = None,
+    override: options.Override = None,
+    dtype: options.DtypeOption = options.Dtype.auto,
+    device_map: options.DeviceMap = None,
+    max_shard_size: Annotated[str | None, typer.Option(help="Of the files that are written, such as 5GB.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the model that is in DIR.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would happen; reads no weights.")] = False,
+    trust_remote_code: options.TrustRemoteCode = False,
+    as_json: options.AsJson = False,
+    quiet: options.Quiet = False,
+    debug: options.Debug = False,
+) -> None:
+    """Quantize a model and save it.
+
+    Weights are packed while they are read, one after another. DIR appears when everything is written.
+
+    \b
+    Examples:
+      qllm-hf quantize path/to/model --scheme W4KV8 -o model-w4kv8
+      qllm-hf quantize path/to/model --scheme W3 --override '*.down_proj=W4' --dry-run
+    """
+    with answering(as_json=as_json, quiet=quiet, debug=debug):
+        config = options.make_config(
+            scheme,
+            keep,
+            override,
+            w_group_size=w_group_size,
+            kv_group_size=kv_group_size,
+            w_symmetric=w_symmetric,
+            a_symmetric=a_symmetric,
+            kv_symmetric=kv_symmetric,
+            paper_exact=paper_exact,
+            quantize_routers=quantize_routers,
+        )
+        if config is None:
+            raise UsageError("say how: --scheme W4KV8, for example.")
+        if output is None and not dry_run:
+            raise UsageError("say where to save: -o DIR, or only look at what would happen: --dry-run.")
+
+        from ..errors import CheckpointError, ConfigError, ModelError
+        from ..loading import (
+            check_output,
+            config_dict,
+            load_model,
+            load_tokenizer,
+            model_on_meta,
+            quantization_of,
+            save_model,
+        )
+        from ..reporting.model import plan_report, report
+        from ..reporting.text import bytes_text
+
+        if str(config.scheme) == "FP16":
+            raise ConfigError(f"scheme {scheme!r} quantizes nothing. Give bits below 16, such as W4KV8.")
+        stored = quantization_of(config_dict(model, trust_remote_code=trust_remote_code))
+        if stored is not None:
+            raise ModelError(
+                f"{model!r} is quantized already ({stored.scheme}). Give the float model it was made from."
+            )
+        if dry_run:
+            shapes = model_on_meta(model, dtype=dtype.value, trust_remote_code=trust_remote_code)
+            planned = plan_report(shapes, config)
+            answer(planned.to_dict(), str(planned), as_json=as_json)
+            return
+        assert output is not None
+        check_output(output, overwrite=overwrite)
+        if Path(model).expanduser().resolve() == output.expanduser().resolve():
+            raise CheckpointError(f"{model!r} would be replaced by its own quantized form. Save in another folder.")
+        begin = time.perf_counter()
+        loaded = load_model(
+            model, config, dtype=dtype.value, device_map=device_map, trust_remote_code=trust_remote_code
+        )
+        try:
+            tokenizer = load_tokenizer(model, trust_remote_code=trust_remote_code)
+        except CheckpointError as error:
+            tokenizer = None
+            if not quiet:
+                note(f"no tokenizer is saved: {error}")
+        folder = save_model(loaded, tokenizer, output, overwrite=overwrite, max_shard_size=max_shard_size)
+        seconds = time.perf_counter() - begin
+        done = report(loaded)
+        file_bytes = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+        data = {**done.to_dict(), "output": str(folder), "file_bytes": file_bytes, "seconds": round(seconds, 3)}
+        answer(
+            data, f"{done}\n\nSaved in {output}: {bytes_text(file_bytes)} of weights, {seconds:.1f} s", as_json=as_json
+        )

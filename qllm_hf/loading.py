@@ -1,0 +1,280 @@
+"""Models from a folder or the Hub, and back to a folder: what the command line does around `from_pretrained`.
+
+Everything that can be wrong with files is looked for before anything is loaded, and a folder appears under its
+name only when all of it was written.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import re
+import shutil
+import uuid
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedModel
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+from .checkpoint import PACKED, Checkpoint, read_checkpoint, read_config, some
+from .config import QUANT_METHOD, QllmConfig
+from .errors import CheckpointError, ModelError, did_you_mean
+from .families import REPLACED_REMOTE_CODE
+from .packed import packed_shapes
+from .plan import make_plan
+
+_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+
+
+def local_folder(name_or_path: str) -> Path | None:
+    """The folder that is meant, or None if it can only be an id on the Hub.
+
+    Raises:
+        CheckpointError: it is neither.
+    """
+    path = Path(name_or_path).expanduser()
+    if name_or_path and path.is_dir():
+        return path
+    if name_or_path and path.exists():
+        raise CheckpointError(f"{name_or_path!r} is a file. Give the folder that holds config.json.")
+    if not _HUB_ID.fullmatch(name_or_path) or name_or_path.startswith("."):
+        raise CheckpointError(
+            f"there is no folder {name_or_path!r}, and ids on the Hub look like 'name' or 'owner/name'."
+        )
+    return None
+
+
+def config_dict(name_or_path: str, *, trust_remote_code: bool = False) -> dict[str, Any]:
+    """config.json of a folder or of a model on the Hub, after it was found to be one that can be loaded.
+
+    Raises:
+        CheckpointError: it cannot be found, or needs code of its own.
+        ModelError: it is no causal language model.
+    """
+    folder = local_folder(name_or_path)
+    if folder is not None:
+        config = read_config(folder)
+    else:
+        with _hub_errors(name_or_path):
+            config, _ = PreTrainedConfig.get_config_dict(name_or_path)
+    model_type = str(config.get("model_type"))
+    if model_type in REPLACED_REMOTE_CODE:
+        raise CheckpointError(REPLACED_REMOTE_CODE[model_type])
+    if trust_remote_code and "auto_map" in config:
+        return config
+    if model_type not in CONFIG_MAPPING:
+        if "auto_map" in config:
+            raise CheckpointError(
+                f"{name_or_path!r} (model_type {model_type!r}) runs code of its own. Read that code; if you trust it, "
+                "give --trust-remote-code (in Python: trust_remote_code=True)."
+            )
+        hint = did_you_mean(model_type, CONFIG_MAPPING.keys())
+        raise ModelError(f"model_type {model_type!r} is unknown to this version of transformers.{hint}")
+    if model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        raise ModelError(f"model_type {model_type!r} is no causal language model: AutoModelForCausalLM cannot load it.")
+    return config
+
+
+def quantization_of(config: dict[str, Any]) -> QllmConfig | None:
+    """How the weights of a checkpoint with this config.json are stored: None means float.
+
+    Raises:
+        ModelError: they are quantized by another library.
+        CheckpointError: they have a newer format.
+    """
+    quantization = config.get("quantization_config")
+    if not quantization:
+        return None
+    if quantization.get("quant_method") != QUANT_METHOD:
+        raise ModelError(
+            f"these weights are already quantized, by {quantization.get('quant_method')!r}. "
+            "Give the float model they came from."
+        )
+    stored: QllmConfig = QllmConfig.from_dict(quantization)
+    return stored
+
+
+def model_on_meta(name_or_path: str, *, dtype: str = "auto", trust_remote_code: bool = False) -> PreTrainedModel:
+    """The float model with all its shapes and no weights: nothing but config.json is read.
+
+    For a packed checkpoint too, this is the model it was made from. A few small tensors that some models keep in
+    float32 while they are loaded have the model's dtype here.
+
+    Raises:
+        CheckpointError, ModelError: as `config_dict`.
+    """
+    config_dict(name_or_path, trust_remote_code=trust_remote_code)
+    options: dict[str, Any] = {} if dtype == "auto" else {"dtype": getattr(torch, dtype)}
+    with _hub_errors(name_or_path):
+        config = AutoConfig.from_pretrained(_where(name_or_path), trust_remote_code=trust_remote_code)
+        with torch.device("meta"):
+            model: Any = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code, **options)
+    shapes: PreTrainedModel = model.eval()
+    return shapes
+
+
+def check_stored(model: PreTrainedModel, config: QllmConfig, checkpoint: Checkpoint) -> None:
+    """Raises CheckpointError if the files do not hold all packed weights that `config` describes for a float `model`.
+
+    Numbers are compared and not names, since some architectures store their tensors under other names.
+    """
+    expected = {}
+    for entry in make_plan(model, config, check_patterns=False).quantized():
+        assert entry.weight is not None
+        shape, dtype = packed_shapes(entry.shape, entry.weight, torch.float16)["words"]
+        expected[entry.name + PACKED] = math.prod(shape) * dtype.itemsize
+    stored = {name: tensor.nbytes for name, tensor in checkpoint.tensors.items() if name.endswith(PACKED)}
+    if len(stored) == len(expected) and sum(stored.values()) == sum(expected.values()):
+        return
+    lost = sorted(expected.keys() - stored.keys())
+    raise CheckpointError(
+        f"{str(checkpoint.folder)!r}: config.json describes {len(expected)} packed weights of "
+        f"{sum(expected.values())} bytes, the files hold {len(stored)} of {sum(stored.values())} bytes"
+        + (f"; not found: {some(lost)}" if lost else "")
+        + ". Copy the folder again, or quantize the float model again."
+    )
+
+
+def load_model(
+    name_or_path: str,
+    config: QllmConfig | None = None,
+    *,
+    dtype: str = "auto",
+    device_map: str | None = None,
+    trust_remote_code: bool = False,
+) -> PreTrainedModel:
+    """The model with its weights, quantized while they stream in if there is a config.
+
+    Raises:
+        CheckpointError: files are missing or damaged (`qllm_hf.checkpoint`), or hold no tensor for some weight.
+        ModelError: the model cannot be loaded or quantized as asked.
+        ConfigError: a packed checkpoint was asked for other weights than it holds.
+    """
+    quantization_of(config_dict(name_or_path, trust_remote_code=trust_remote_code))
+    folder = local_folder(name_or_path)
+    if folder is not None:
+        read_checkpoint(folder)
+    options: dict[str, Any] = {} if config is None else {"quantization_config": config}
+    if device_map is not None:
+        options["device_map"] = device_map
+    with _hub_errors(name_or_path), warnings.catch_warnings():
+        # said for each packed checkpoint that is given a config; the quantizer checks what may change
+        warnings.filterwarnings("ignore", message="You passed `quantization_config`")
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            _where(name_or_path),
+            dtype=dtype,
+            trust_remote_code=trust_remote_code,
+            use_safetensors=True,
+            output_loading_info=True,
+            **options,
+        )
+    model: PreTrainedModel = loaded[0]
+    missing = sorted(loaded[1]["missing_keys"])
+    if missing:
+        raise CheckpointError(
+            f"{name_or_path!r} holds no tensor for {some(missing)}: they would be random numbers. "
+            "Is this the checkpoint of another model, or of a model without its output head?"
+        )
+    return model
+
+
+def load_tokenizer(name_or_path: str, *, trust_remote_code: bool = False) -> Any:
+    """The tokenizer that belongs to a model.
+
+    Raises:
+        CheckpointError: there is none, or it cannot be read.
+    """
+    try:
+        return AutoTokenizer.from_pretrained(_where(name_or_path), trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, KeyError) as error:  # what transformers raises where the files are not there
+        raise CheckpointError(
+            f"{name_or_path!r} has no tokenizer that can be read: {_first_sentence(error)}"
+        ) from error
+
+
+def check_output(out_dir: Path, *, overwrite: bool = False) -> None:
+    """Raises CheckpointError if a model cannot be saved there: to be asked before hours of work, not after."""
+    if out_dir.exists() and not out_dir.is_dir():
+        raise CheckpointError(f"{str(out_dir)!r} is a file. Give a folder to save in.")
+    if out_dir.is_dir() and any(out_dir.iterdir()):
+        if not overwrite:
+            raise CheckpointError(f"{str(out_dir)!r} is not empty. Give another folder, or --overwrite to replace it.")
+        if not (out_dir / "config.json").is_file():
+            raise CheckpointError(
+                f"{str(out_dir)!r} holds files but no config.json, so it is no model folder, and is not replaced. "
+                "Give another folder."
+            )
+
+
+def save_model(
+    model: PreTrainedModel,
+    tokenizer: Any | None,
+    out_dir: Path,
+    *,
+    overwrite: bool = False,
+    max_shard_size: str | None = None,
+) -> Path:
+    """The folder `out_dir`, with model, generation config and tokenizer: all of them, or no folder at all.
+
+    Written to a folder beside it, checked, and renamed. A folder that is replaced (`overwrite`) stays until then.
+
+    Raises:
+        CheckpointError: `out_dir` is not empty (or, with `overwrite`, no model folder), or the disk lost something.
+    """
+    out_dir = out_dir.expanduser().absolute()
+    check_output(out_dir, overwrite=overwrite)
+    unique = uuid.uuid4().hex[:8]
+    partial, replaced = (out_dir.with_name(f".{out_dir.name}.{word}-{unique}") for word in ("partial", "replaced"))
+    partial.mkdir(parents=True)
+    try:
+        options: dict[str, Any] = {"max_shard_size": max_shard_size} if max_shard_size else {}
+        model.save_pretrained(partial, **options)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(partial)
+        usual = (partial / "config.json").stat().st_mode
+        for file in read_checkpoint(partial).files:
+            file.chmod(usual)  # safetensors leaves its files readable by their owner only
+        _rename(partial, out_dir, replaced)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    shutil.rmtree(replaced, ignore_errors=True)
+    return out_dir
+
+
+def _rename(new: Path, place: Path, old: Path) -> None:
+    """Put the folder `new` at `place`; what was there goes to `old`, or stays where it was if anything fails."""
+    if place.exists():
+        place.rename(old)
+    try:
+        new.rename(place)
+    except OSError:
+        if old.exists():
+            old.rename(place)
+        raise
+
+
+def _where(name_or_path: str) -> str:
+    return str(local_folder(name_or_path) or name_or_path)
+
+
+@contextlib.contextmanager
+def _hub_errors(name: str) -> Iterator[None]:
+    """Turns transformers' report of missing files, several lines long, into one sentence."""
+    try:
+        yield
+    except OSError as error:
+        if local_folder(name) is not None:
+            raise CheckpointError(f"{name!r} cannot be read: {_first_sentence(error)}") from error
+        raise CheckpointError(
+            f"{name!r} is no folder here, and the Hub did not give it: {_first_sentence(error)} Check the spelling; "
+            "private models need `hf auth login`; offline (HF_HUB_OFFLINE=1) only downloaded models can be read."
+        ) from error
+
+
+def _first_sentence(error: Exception) -> str:
+    return str(error).strip().split("\n")[0]

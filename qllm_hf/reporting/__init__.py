@@ -1,0 +1,1 @@
+"""What quantization did to a model: bytes, bits, coverage, what stayed in floating point and why."""

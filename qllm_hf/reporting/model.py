@@ -1,0 +1,95 @@
+"""report(model): what quantization did to a model, measured from its tensors; plan_report: what it would do."""
+
+from __future__ import annotations
+
+from typing import cast
+
+from transformers import PreTrainedModel
+
+from ..config import QllmConfig
+from ..errors import ModelError
+from ..families import family
+from ..plan import Plan, make_plan
+from ..quantizer import QllmHfQuantizer
+from ..scheme import FLOAT_BITS, Scheme
+from ..surgery import replace_modules_
+from .backends import model_backends
+from .kv import kv_report, twin_on_meta
+from .tensors import dtype_name, kept_groups, kept_linear_bytes, packed_weights, quantized_groups
+from .values import Origin, Report
+
+
+def report(model: PreTrainedModel) -> Report:
+    """What quantization did to a loaded model: bytes before and after, bits per weight, coverage, KV cache, backends.
+
+    A float model gives a report too, which says that nothing is quantized. Bytes are those of the model's own
+    tensors; "before" is what the same weights take in their float dtype. Print it, or take `to_dict()`.
+
+    Raises:
+        ModelError: the model is quantized by another library.
+    """
+    quantizer = _quantizer(model)
+    if quantizer is None:
+        config = QllmConfig()
+        return _report(model, config.scheme, make_plan(model, config), "measured")
+    return _report(model, quantizer.quantization_config.scheme, quantizer.plan, "measured")
+
+
+def plan_report(model: PreTrainedModel, config: QllmConfig, origin: Origin = "planned") -> Report:
+    """What `config` would do to a float model; on the meta device, no weights are needed. The model stays as it is.
+
+    Raises:
+        ModelError: the model cannot be quantized as asked.
+    """
+    twin = twin_on_meta(model)
+    plan = make_plan(twin, config, check_patterns=origin == "planned")
+    replace_modules_(twin, plan, placeholders=False)
+    return _report(twin, config.scheme, plan, origin)
+
+
+def scheme_of(model: PreTrainedModel) -> str:
+    """The scheme a model runs with: "FP16" for a float model.
+
+    Raises:
+        ModelError: the model is quantized by another library.
+    """
+    quantizer = _quantizer(model)
+    return str(Scheme() if quantizer is None else quantizer.quantization_config.scheme)
+
+
+def _quantizer(model: PreTrainedModel) -> QllmHfQuantizer | None:
+    quantizer = getattr(model, "hf_quantizer", None)
+    if quantizer is None or isinstance(quantizer, QllmHfQuantizer):
+        return quantizer
+    method = cast(QllmHfQuantizer, quantizer).quantization_config.quant_method
+    raise ModelError(f"this model is quantized by {method!r}; only models of qllm_hf and float models can be reported.")
+
+
+def _report(model: PreTrainedModel, scheme: Scheme, plan: Plan, origin: Origin) -> Report:
+    packed, kept = packed_weights(model), kept_groups(model, plan)
+    packed_elements = sum(weight.elements for weight in packed)
+    elements = packed_elements + sum(group.elements for group in kept)
+    bytes_before, bytes_after = sum(w.bytes_before for w in packed), sum(w.bytes_after for w in packed)
+    kept_bytes, kept_linear = sum(group.bytes for group in kept), kept_linear_bytes(model, plan)
+    is_quantized = bool(packed) or scheme.kv < FLOAT_BITS
+    return Report(
+        origin=origin,
+        architecture=type(model).__name__,
+        model_type=model.config.model_type,
+        scheme=str(scheme),
+        dtype=dtype_name(model.dtype),
+        elements=elements,
+        parameter_bytes_before=bytes_before + kept_bytes,
+        parameter_bytes_after=bytes_after + kept_bytes,
+        linear_bytes_before=bytes_before + kept_linear,
+        linear_bytes_after=bytes_after + kept_linear,
+        bits_per_weight=8 * bytes_after / packed_elements if packed else None,
+        bits_per_weight_expected=sum(w.expected_bits for w in packed) / packed_elements if packed else None,
+        linear_coverage=plan.coverage(),
+        parameter_coverage=packed_elements / elements if elements else 0.0,
+        quantized=quantized_groups(packed),
+        kept=kept,
+        kv=kv_report(model, scheme),
+        backends=model_backends(model),
+        notes=family(model.config.get_text_config(decoder=True).model_type).notes if is_quantized else (),
+    )
