@@ -1,37 +1,24 @@
-"""One tiny random model for each supported family, and the float models that packed ones are compared with.
-
-Nothing here calls the packed code: the reference is an ordinary model whose weights, layer inputs, keys and
-values are rounded from outside, each by the formula in `qllm_hf.uniform`.
-"""
+"""One tiny random model for each supported family, as a table."""
 
 import copy
 import re
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from types import MethodType
 from typing import Any
-from unittest import mock
 
 import torch
-import torch.nn.functional as F
 from tokenizers import Tokenizer
 from tokenizers.decoders import Fuse
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Split
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import (
     CONFIG_MAPPING,
     AutoModelForCausalLM,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
-    cache_utils,
 )
-from transformers.pytorch_utils import Conv1D
-
-from qllm_hf import Scheme
-from qllm_hf.uniform import fake_quantize
 
 VOCABULARY = 256
 SHAPE = {
@@ -108,9 +95,14 @@ MODELS: dict[str, Tiny] = {
     "gemma2": Tiny("gemma2", {**LLAMA, **HEADS, **WINDOW}, load={"attn_implementation": "eager"}),
     "gemma3_text": Tiny(
         "gemma3_text",
-        {**LLAMA, **HEADS, **WINDOW, "num_hidden_layers": 3,
-         "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]},
-    ),  # fmt: skip
+        {
+            **LLAMA,
+            **HEADS,
+            **WINDOW,
+            "num_hidden_layers": 3,
+            "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+        },
+    ),
     "mamba": Tiny(
         "mamba",
         {**SHAPE, "hidden_size": 64, "num_hidden_layers": 2, "state_size": 8, "time_step_rank": 16},
@@ -119,34 +111,65 @@ MODELS: dict[str, Tiny] = {
     ),
     "mamba2": Tiny(
         "mamba2",
-        {**SHAPE, "hidden_size": 64, "num_hidden_layers": 2, "num_heads": 8, "head_dim": 16, "state_size": 8,
-         "n_groups": 1, "chunk_size": 16},
+        {
+            **SHAPE,
+            "hidden_size": 64,
+            "num_hidden_layers": 2,
+            "num_heads": 8,
+            "head_dim": 16,
+            "state_size": 8,
+            "n_groups": 1,
+            "chunk_size": 16,
+        },
         kept=r".*conv1d",
         has_kv=False,
-    ),  # fmt: skip
+    ),
     "jamba": Tiny(
         "jamba",
-        {**LLAMA, "num_hidden_layers": 3, "attn_layer_period": 3, "attn_layer_offset": 1, "expert_layer_period": 2,
-         "expert_layer_offset": 1, "num_experts": 4, "mamba_d_state": 8, "mamba_dt_rank": 16,
-         "use_mamba_kernels": False},
+        {
+            **LLAMA,
+            "num_hidden_layers": 3,
+            "attn_layer_period": 3,
+            "attn_layer_offset": 1,
+            "expert_layer_period": 2,
+            "expert_layer_offset": 1,
+            "num_experts": 4,
+            "mamba_d_state": 8,
+            "mamba_dt_rank": 16,
+            "use_mamba_kernels": False,
+        },
         kept=r".*(A_log|conv1d|router)",
         # transformers then calls dt_proj, whose input is rounded, instead of multiplying by its weight
         reference={"_is_quantized": True},
-    ),  # fmt: skip
+    ),
     "rwkv": Tiny(
         "rwkv",
-        {**SHAPE, "hidden_size": 64, "attention_hidden_size": 64, "intermediate_size": 88, "num_hidden_layers": 4,
-         "rescale_every": 2},
+        {
+            **SHAPE,
+            "hidden_size": 64,
+            "attention_hidden_size": 64,
+            "intermediate_size": 88,
+            "num_hidden_layers": 4,
+            "rescale_every": 2,
+        },
         kept=r".*time_mix_\w+",
         has_kv=False,
         reference={"rescale_every": 0},
-    ),  # fmt: skip
+    ),
     "falcon_h1": Tiny(
         "falcon_h1",
-        {**LLAMA, **HEADS, "mamba_d_ssm": 64, "mamba_n_heads": 4, "mamba_d_head": 16, "mamba_d_state": 8,
-         "mamba_n_groups": 1, "mamba_chunk_size": 16},
+        {
+            **LLAMA,
+            **HEADS,
+            "mamba_d_ssm": 64,
+            "mamba_n_heads": 4,
+            "mamba_d_head": 16,
+            "mamba_d_state": 8,
+            "mamba_n_groups": 1,
+            "mamba_chunk_size": 16,
+        },
         kept=r".*conv1d",
-    ),  # fmt: skip
+    ),
     "qwen2": Tiny("qwen2", LLAMA),
     "qwen3": Tiny("qwen3", {**LLAMA, **HEADS}),
     "qwen3_moe": Tiny(
@@ -168,13 +191,26 @@ MODELS: dict[str, Tiny] = {
     "gpt_oss": Tiny("gpt_oss", {**LLAMA, **HEADS, **WINDOW, **EXPERTS}, kept=r".*(router|_bias)"),
     "deepseek_v3": Tiny(
         "deepseek_v3",
-        {**LLAMA, "num_key_value_heads": 4, "n_routed_experts": 4, "n_group": 1, "topk_group": 1,
-         "num_experts_per_tok": 2, "moe_intermediate_size": 40, "first_k_dense_replace": 1, "n_shared_experts": 1,
-         "kv_lora_rank": 32, "q_lora_rank": 32, "qk_rope_head_dim": 8, "qk_nope_head_dim": 16, "v_head_dim": 16},
+        {
+            **LLAMA,
+            "num_key_value_heads": 4,
+            "n_routed_experts": 4,
+            "n_group": 1,
+            "topk_group": 1,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 40,
+            "first_k_dense_replace": 1,
+            "n_shared_experts": 1,
+            "kv_lora_rank": 32,
+            "q_lora_rank": 32,
+            "qk_rope_head_dim": 8,
+            "qk_nope_head_dim": 16,
+            "v_head_dim": 16,
+        },
         kept=r".*mlp\.gate",
         keys_only=True,
-    ),  # fmt: skip
-}  # fmt: skip
+    ),
+}
 
 
 def tiny_config(name: str) -> PreTrainedConfig:
@@ -205,116 +241,14 @@ def prompt(name: str, batch: int = 2, seed: int = 1) -> Tensor:
     return ids
 
 
-def quantizable(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Linear layers and fused experts that a scheme acts on: all but routers and the output head."""
-    head = model.get_output_embeddings()
-    for name, module in model.named_modules():
-        is_linear = isinstance(module, nn.Linear | Conv1D) and name.rpartition(".")[2] not in ("gate", "router")
-        if module is not head and (is_linear or is_experts(module)):
-            yield name, module
-
-
-def is_experts(module: nn.Module) -> bool:
-    """Whether a module holds the weights of all experts in 3-D parameters, as transformers 5 keeps them."""
-    return hasattr(module, "is_transposed") and any(p.ndim == 3 for p in module.parameters(recurse=False))
-
-
 def is_kept_by_right(name: str, parameter_name: str) -> bool:
     """Whether a float matrix of that name is meant to stay in floating point in this family."""
     module = re.sub(r"\.weight$", "", parameter_name)
     return bool(re.fullmatch(EMBEDDINGS, module) or re.fullmatch(MODELS[name].kept, module))
 
 
-def round_weights_(model: PreTrainedModel, scheme: Scheme) -> PreTrainedModel:
-    """The same float model with each quantizable weight rounded to its grid."""
-    if scheme.weight is None:
-        return model
-    with torch.no_grad():
-        for _, module in quantizable(model):
-            for parameter in module.parameters(recurse=False):
-                if parameter.ndim < 2 or (is_experts(module) and parameter.ndim < 3):
-                    continue
-                is_transposed = isinstance(module, Conv1D) or getattr(module, "is_transposed", False)
-                matrix = parameter.transpose(-1, -2) if is_transposed else parameter
-                rounded = fake_quantize(matrix.contiguous(), scheme.weight)
-                parameter.copy_(rounded.transpose(-1, -2) if is_transposed else rounded)
-    return model
-
-
-def round_inputs_(model: PreTrainedModel, scheme: Scheme) -> PreTrainedModel:
-    """The same model with the input of each quantizable layer rounded per token.
-
-    Fused experts get a forward of our own for it, since theirs has no place for a hook between its two products.
-    """
-    spec = scheme.activation
-    if spec is None:
-        return model
-    for _, module in quantizable(model):
-        if is_experts(module):
-            module.forward = MethodType(_experts_forward(lambda x: fake_quantize(x, spec)), module)
-        else:
-            module.register_forward_pre_hook(lambda _, args: (fake_quantize(args[0], spec), *args[1:]))
-    return model
-
-
-def _experts_forward(rounded: Callable[[Tensor], Tensor]) -> Callable[..., Tensor]:
-    def forward(self: Any, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
-        def product(x: Tensor, name: str, expert: int) -> Tensor:
-            weight = getattr(self, name)[expert]
-            y = F.linear(rounded(x), weight.t().contiguous() if self.is_transposed else weight)
-            return y + getattr(self, name + "_bias")[expert] if self.has_bias else y
-
-        parts = hidden_states.new_zeros(*top_k_index.shape, hidden_states.shape[-1])
-        for expert in range(self.num_experts):
-            token, choice = torch.where(top_k_index == expert)
-            if self.has_gate:
-                hidden = self._apply_gate(product(hidden_states[token], "gate_up_proj", expert))
-            else:
-                hidden = self.act_fn(product(hidden_states[token], "up_proj", expert))
-            parts[token, choice] = product(hidden, "down_proj", expert) * top_k_weights[token, choice, None]
-        return parts.sum(1)
-
-    return forward
-
-
-def simulated_model(name: str, scheme: Scheme) -> PreTrainedModel:
-    """A float model that computes what the packed one means, up to K and V (see `rounded_kv`)."""
-    model = float_model(name)
-    for key, value in MODELS[name].reference.items():
-        setattr(model.config, key, value)
-    return round_inputs_(round_weights_(model, scheme), scheme)
-
-
-WRITERS = ("DynamicLayer", "DynamicSlidingWindowLayer", "StaticLayer", "StaticSlidingWindowLayer")
-
-
-@contextmanager
-def rounded_kv(name: str, scheme: Scheme) -> Iterator[None]:
-    """Within the block, every cache of transformers rounds K and V per token and head before it stores them.
-
-    For float models only: packed layers inherit from these classes. They must exist before (see the
-    import of `qllm_hf.cache_layers`), or they would inherit the rounding too.
-    """
-
-    def with_rounding(update: Callable[..., Any]) -> Callable[..., Any]:
-        def run(layer: Any, keys: Tensor, values: Tensor, *args: Any, **kwargs: Any) -> Any:
-            keys = fake_quantize(keys, scheme.kv_spec(keys.shape[-1]))
-            if not MODELS[name].keys_only:
-                values = fake_quantize(values, scheme.kv_spec(values.shape[-1]))
-            return update(layer, keys, values, *args, **kwargs)
-
-        return run
-
-    with ExitStack() as stack:
-        if scheme.kv_spec(1) is not None:
-            for writer in WRITERS:
-                cls = getattr(cache_utils, writer)
-                stack.enter_context(mock.patch.object(cls, "update", with_rounding(cls.update)))
-        yield
-
-
 def on_one_thread() -> Iterator[None]:
-    """For a fixture: matrices this small are computed faster, and the same everywhere, without help from other cores."""
+    """For a fixture: matrices this small are computed faster without help from other cores."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -329,7 +263,7 @@ CHAT_TEMPLATE = (
 
 
 def chat_tokenizer() -> PreTrainedTokenizerFast:
-    """A tokenizer with vicuna's way of writing conversations: one character a token, so that text and tokens convert freely."""
+    """A tokenizer with vicuna's chat template. A token is a character, so text and tokens convert freely."""
     characters = {chr(code if 32 <= code < 127 else 0x4E00 + code): code for code in range(3, VOCABULARY)}
     tokenizer = Tokenizer(WordLevel({"<unk>": 0, "<s>": 1, "</s>": 2} | characters, unk_token="<unk>"))
     tokenizer.pre_tokenizer = Split("", "isolated")

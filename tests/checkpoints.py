@@ -1,0 +1,44 @@
+"""Checkpoints of tiny models, float and packed, for tests of loading."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_models import float_model, prompt
+from torch import Tensor
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from qllm_hf import QllmConfig
+
+W4KV8 = {"w": 4, "kv": 8, "w_group_size": 32}
+
+
+def load(path: Path, config: QllmConfig | dict[str, Any] | None = None, **options: Any) -> PreTrainedModel:
+    """A model in float32, ready to be compared."""
+    options = {"dtype": torch.float32, **options}
+    if config is not None:  # given as None, transformers would forget the checkpoint's own
+        options["quantization_config"] = config
+    return AutoModelForCausalLM.from_pretrained(path, **options).eval()
+
+
+@torch.no_grad()
+def logits(model: PreTrainedModel, name: str = "llama") -> Tensor:
+    """Of the family's prompt, scored without a cache."""
+    return model(prompt(name), use_cache=False).logits
+
+
+def float_checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Float checkpoints by family, in several files; for a fixture."""
+    folder = tmp_path_factory.mktemp("float")
+    for name in ("llama", "mixtral", "gpt2"):
+        float_model(name).save_pretrained(folder / name, max_shard_size="60KB")
+    return folder
+
+
+def packed_checkpoints(floats: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same, saved packed as W4KV8; for a fixture."""
+    folder = tmp_path_factory.mktemp("packed")
+    for path in floats.iterdir():
+        load(path, QllmConfig(**W4KV8)).save_pretrained(folder / path.name, max_shard_size="60KB")
+    return folder
