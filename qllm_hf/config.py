@@ -143,7 +143,7 @@ class QllmConfig(QuantizationConfigMixin):
         >>> QllmConfig.from_scheme("W4KV8", w_group_size=64).scheme.w_group_size
         64
         """
-        parsed = Scheme.parse(scheme) if isinstance(scheme, str) else scheme
+        parsed = scheme if isinstance(scheme, Scheme) else Scheme.parse(scheme)
         values = {key: getattr(parsed, key) for key in SCHEME_KEYS if getattr(parsed, key) != getattr(Scheme, key)}
         return cls(**{"w": parsed.w, "a": parsed.a, "kv": parsed.kv, **values, **options})
 
@@ -155,7 +155,7 @@ class QllmConfig(QuantizationConfigMixin):
     def scheme_for(self, override: str) -> Scheme:
         """The scheme of modules that an override names: its bits, with this config's options where it gives none."""
         parsed = Scheme.parse(override)
-        group_size = parsed.w_group_size if parsed.w_group_size != Scheme.w_group_size else self.w_group_size
+        group_size = parsed.w_group_size if Scheme.names_weight_group(override) else self.w_group_size
         return replace(self.scheme, w=parsed.w, a=parsed.a, w_group_size=group_size)
 
     def to_dict(self) -> dict[str, Any]:
@@ -202,10 +202,9 @@ class QllmConfig(QuantizationConfigMixin):
         yield from self.to_dict().items()
 
     def __repr__(self) -> str:
-        extra = {
-            key: getattr(self, key) for key in OTHER_KEYS if getattr(self, key) not in (None, {}, False, "rtn", FORMAT)
-        }
-        options = "".join(f", {key}={value!r}" for key, value in extra.items())
+        shown = ("w_symmetric", "a_symmetric", "kv_symmetric", "paper_exact", *OTHER_KEYS)
+        defaults = QllmConfig().to_dict()
+        options = "".join(f", {key}={getattr(self, key)!r}" for key in shown if getattr(self, key) != defaults[key])
         return f"QllmConfig({self.scheme}{options})"
 
 
@@ -232,7 +231,7 @@ def _check_others(others: dict[str, Any]) -> None:
 def _patterns(value: Any) -> list[str] | None:
     if value is None:
         return None
-    if isinstance(value, str) or not all(isinstance(pattern, str) for pattern in value):
+    if not isinstance(value, list | tuple | set) or not all(isinstance(pattern, str) for pattern in value):
         raise ConfigError(
             f"modules_to_not_convert={value!r}: give a list of patterns of module names, such as ['*.down_proj']."
         )
@@ -252,5 +251,8 @@ def _overrides(value: Any) -> dict[str, str] | None:
                 f"overrides[{pattern!r}]={text!r}: KV bits belong to the whole model, not to a module. "
                 f"Give kv={scheme.kv} beside overrides."
             )
-        parsed[str(pattern)] = str(scheme)
+        canonical = str(scheme)
+        if Scheme.names_weight_group(text) and not Scheme.names_weight_group(canonical):
+            canonical = canonical.replace(f"W{scheme.w}", f"W{scheme.w}g{scheme.w_group_size}")
+        parsed[str(pattern)] = canonical
     return parsed

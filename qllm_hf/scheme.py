@@ -38,7 +38,7 @@ class Spec:
     paper_exact: bool = False
 
     def __post_init__(self) -> None:
-        if self.bits not in ALLOWED_BITS or isinstance(self.bits, bool):
+        if type(self.bits) is not int or self.bits not in ALLOWED_BITS:
             raise SchemeError(f"bits={self.bits!r}: quantized tensors take 2 to 8 bits.")
         if isinstance(self.group_size, bool) or not isinstance(self.group_size, int) or self.group_size < PER_ROW:
             raise SchemeError(
@@ -96,7 +96,7 @@ class Scheme:
     def __post_init__(self) -> None:
         for name in ("w", "a", "kv"):
             bits = getattr(self, name)
-            if isinstance(bits, bool) or bits not in (*ALLOWED_BITS, FLOAT_BITS):
+            if type(bits) is not int or bits not in (*ALLOWED_BITS, FLOAT_BITS):
                 raise SchemeError(
                     f"{name}={bits!r}: allowed are 2, 3, 4, 5, 6, 7, 8 bits, or 16 to stay in floating point."
                 )
@@ -148,6 +148,12 @@ class Scheme:
             )
         except SchemeError as error:
             raise SchemeError(f"scheme {text!r}: {error}") from None
+
+    @staticmethod
+    def names_weight_group(text: str) -> bool:
+        """Whether a scheme string gives the group size of weights itself, be it the default one."""
+        match = _PATTERN.fullmatch(text.strip().replace("_", "").replace(" ", ""))
+        return match is not None and match[2] is not None
 
     def __str__(self) -> str:
         def part(letter: str, bits: int, group_size: int = DEFAULT_GROUP_SIZE) -> str:

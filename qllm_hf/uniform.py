@@ -82,7 +82,7 @@ def dequantize(
     grouped = group(codes, spec)
     center: Tensor | int = 2 ** (spec.bits - 1) if zero_point is None else zero_point.unsqueeze(-1).to(work)
     values = (grouped.to(work) - center) * scale.unsqueeze(-1).to(work)
-    return ungroup(values, codes.shape, spec).to(dtype)
+    return _cast(ungroup(values, codes.shape, spec), dtype, spec)
 
 
 def fake_quantize(x: Tensor, spec: Spec) -> Tensor:
@@ -91,7 +91,7 @@ def fake_quantize(x: Tensor, spec: Spec) -> Tensor:
     Bit for bit the same as `dequantize(*quantize(x, spec), spec)`; nothing is rounded to integers in memory.
     """
     codes, scale, zero_point = _grouped_codes(x, spec)
-    return ungroup((codes - zero_point) * scale.to(codes.dtype), x.shape, spec).to(x.dtype)
+    return _cast(ungroup((codes - zero_point) * scale.to(codes.dtype), x.shape, spec), x.dtype, spec)
 
 
 def affine_params(
@@ -145,6 +145,14 @@ def check_group_size(length: int, spec: Spec) -> None:
 def _arithmetic_dtype(dtype: torch.dtype, spec: Spec) -> torch.dtype:
     """The tensor's own dtype as published, or else float32 (float64 stays)."""
     return dtype if spec.paper_exact else torch.promote_types(dtype, torch.float32)
+
+
+def _cast(values: Tensor, dtype: torch.dtype, spec: Spec) -> Tensor:
+    """Values in `dtype`. The end of a wide range may lie half a step beyond the largest float16: then it is that."""
+    if dtype == torch.float16 and values.dtype != dtype and not spec.paper_exact:
+        largest = torch.finfo(dtype).max
+        values = torch.where(values.isinf(), values, values.clamp(-largest, largest))
+    return values.to(dtype)
 
 
 def group(x: Tensor, spec: Spec) -> Tensor:

@@ -146,7 +146,6 @@ def test_values_of_a_wrong_kind(values):
         Scheme(**values)
 
 
-@pytest.mark.xfail(strict=True, reason="4.0 == 4 passes the check; str() then gives 'W4.0', which cannot be parsed")
 @pytest.mark.parametrize("make", [lambda: Scheme(w=4.0), lambda: Spec(4.0)], ids=["Scheme", "Spec"])
 def test_bits_that_are_no_integer(make):
     with pytest.raises(SchemeError):

@@ -236,7 +236,6 @@ def test_float16_range_beyond_its_maximum_stays_finite(bits, symmetric):
     assert (y.double() - x.double()).abs().max() <= 80000 / (2**bits - 2) / 2 + 80000 * 2**-10
 
 
-@pytest.mark.xfail(strict=True, reason="a scale rounded up to float16 puts the largest code beyond 65504")
 @modes
 @pytest.mark.parametrize("bits", [3, 4, 8])
 def test_largest_float16_stays_finite(bits, symmetric):

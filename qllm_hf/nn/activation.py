@@ -15,7 +15,7 @@ from ..uniform import affine_params, fake_quantize
 def straight_through(x: Tensor, quantized: Tensor) -> Tensor:
     """`quantized` in the forward pass, the identity in the backward pass, where a gradient is wanted."""
     if torch.is_grad_enabled() and x.requires_grad:
-        return x + (quantized - x).detach()
+        return quantized.detach() + (x - x.detach())  # in this order, so that the value is exact
     return quantized
 
 

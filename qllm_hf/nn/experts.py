@@ -70,7 +70,7 @@ class PackedExperts(PackedModule):
         # an expert number past the last one marks a token of another process (expert parallelism)
         weights = (top_k_weights.reshape(-1) * (experts < self.num_experts)).to(hidden.dtype)
         weighted = hidden * weights.unsqueeze(-1)
-        return weighted.reshape(tokens, choices, -1).sum(1, dtype=torch.float32).to(hidden_states.dtype)
+        return weighted.reshape(tokens, choices, weighted.shape[-1]).sum(1, dtype=torch.float32).to(hidden_states.dtype)
 
     def _product(self, x: Tensor, name: str, experts: Tensor, range_group: Any) -> Tensor:
         activation = self.activation_spec

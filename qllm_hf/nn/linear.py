@@ -57,7 +57,7 @@ class PackedLinear(PackedModule, nn.Linear):
         self._parameters["weight"] = nn.Parameter(torch.empty(shape, dtype=dtype, device="meta"), requires_grad=False)
 
     @property
-    def weight(self) -> Tensor:
+    def weight(self) -> Tensor:  # type: ignore[override]
         """The weight in floating point: a read-only dequantized copy, or the placeholder while loading."""
         placeholder = self._parameters.get("weight")
         if placeholder is not None:
@@ -67,9 +67,10 @@ class PackedLinear(PackedModule, nn.Linear):
         copy.__dict__["_is_hf_initialized"] = True  # or the model's _init_weights would try to fill it
         return copy
 
-    @weight.setter
-    def weight(self, value: Any) -> None:
-        raise ModelError("this weight is packed and read-only. Call model.dequantize() first.")
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "weight" and "weight" not in self._parameters:
+            raise ModelError("this weight is packed and read-only. Call model.dequantize() first.")
+        super().__setattr__(name, value)
 
     def forward(self, x: Tensor) -> Tensor:
         activation = self.activation_spec

@@ -43,7 +43,7 @@ def linear(x: Tensor, weight: PackedTensor, bias: Tensor | None, activation: Spe
     y = (sums.to(work) * weight.scale.to(work)).sum(-1) * tokens.scale.to(work)
     if bias is not None:
         y = y + bias.to(work)
-    result: Tensor = y.to(x.dtype).reshape(*x.shape[:-1], -1)
+    result: Tensor = y.to(x.dtype).reshape(*x.shape[:-1], weight.words.shape[0])
     return result
 
 

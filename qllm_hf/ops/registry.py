@@ -95,10 +95,13 @@ def resolve(request: Request) -> Resolution:
         ConfigError: QLLM_HF_LINEAR names no implementation.
     """
     preferred = _preferred or _known(os.environ.get("QLLM_HF_LINEAR"))
+    for implementation in LINEAR:
+        if implementation.name == preferred and implementation.refuses(request) is None:
+            return Resolution(implementation, ())
     refused: list[tuple[str, str]] = []
     for implementation in LINEAR:
         reason = implementation.refuses(request)
-        if reason is None and not implementation.automatic and implementation.name != preferred:
+        if reason is None and not implementation.automatic:
             reason = f"runs only on demand (QLLM_HF_LINEAR={implementation.name})"
         if reason is None:
             return Resolution(implementation, tuple(refused))

@@ -176,7 +176,6 @@ def test_tensor_cannot_be_assigned_as_weight():
         packed.weight = torch.zeros(OUT, IN)
 
 
-@pytest.mark.xfail(strict=True, raises=KeyError, reason="nn.Module.__setattr__ takes parameters before the property")
 def test_parameter_cannot_be_assigned_as_weight():
     packed = packed_layer(float_layer("Linear"), Spec(4, 32))
     with pytest.raises(ModelError, match="this weight is packed and read-only"):
