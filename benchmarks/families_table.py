@@ -1,10 +1,10 @@
 """Every supported family: what is quantized, how far it is from its simulation, and which ways to generate work.
 
-    python benchmarks/families_table.py [family ...]
+    python benchmarks/families_table.py [family ... | --page]
 
 Runs the checks of tests/family_checks.py on tiny random models, writes benchmarks/results/families-VERSION.csv for
 the transformers that is installed, and makes docs/families.md of all such files. With families given, only shows
-their rows. Ends with an error if a check fails.
+their rows; with --page, only makes the page. Ends with an error if a check fails.
 """
 
 from __future__ import annotations
@@ -23,11 +23,13 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 import torch
 import transformers
 from machine import RESULTS, write_results
+from packaging.version import Version
 
 REPO = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPO / "tests"))
 
 from family_checks import (  # noqa: E402
+    COVERAGE,
     GENERATION_SCHEME,
     GROUP_SIZE,
     MODES,
@@ -49,17 +51,17 @@ INTRODUCTION = f"""# Families
 One tiny random model of each family, made by `benchmarks/families_table.py`. The numbers are the largest absolute
 differences between the float32 logits of two models that are meant to be the same:
 
-- **a scheme**: the packed model, loaded from a float checkpoint, and a float model of transformers whose weights, layer
-  inputs, keys and values are rounded from outside; scored with a cache and without, the larger one. Group size
+- for each scheme: the packed model, loaded from a float checkpoint, and a float model of transformers whose weights,
+  layer inputs, keys and values are rounded from outside; with a cache and without, the larger one. The group size is
   {GROUP_SIZE}, which leaves a short last group in some matrices.
-- **read again**: the packed model, and the same saved in several files and loaded; the largest of all schemes.
-- **in memory**: the packed model, and `quantize_` of the float model; the largest of all schemes.
+- *read again*: the packed model, and the same saved in several files and loaded; the largest of all schemes.
+- *in memory*: the packed model, and `quantize_` of the float model; the largest of all schemes.
 
 *Coverage* is the share of linear weights that are quantized; embeddings and the output head do not count. Logits of
 these models are 2 to 13 in size, so 1e-7 is the last digit: a sum taken in another order.
 
-Generation compares tokens: {GENERATION_SCHEME} against the simulated model in the same mode, on transformers' own code
-for both.
+Generation compares tokens of the {GENERATION_SCHEME} model and its simulation in the same mode of `generate`. ✓ means
+the same tokens, *no* that transformers refuses both models with the same error, ✗ that a check fails.
 """
 
 
@@ -90,46 +92,53 @@ def measure(families: Iterable[str]) -> Iterator[dict[str, Any]]:
 
 
 def page(tables: dict[str, list[dict[str, str]]]) -> str:
-    """docs/families.md from the rows of each version of transformers."""
-    footnotes: dict[str, int] = {}
-    parts = [INTRODUCTION]
+    """docs/families.md from the rows of each version of transformers, of which the first is shown in full."""
+    notes: dict[str, int] = {}
+    parts, shown = [INTRODUCTION], set[str]()
     for version, rows in tables.items():
         cells = {(row["family"], row["check"]): row for row in rows}
         families = list(dict.fromkeys(row["family"] for row in rows))
-        parts += [
-            f"## transformers {version}",
-            _numbers(families, cells),
-            f"Generation, {GENERATION_SCHEME}:",
-            _generation(families, cells, footnotes),
-        ]
-        machine = rows[0]
-        parts.append(f"Measured with Python {machine['python']} and torch {machine['torch']} on {machine['cpu']}, CPU.")
-    parts.append("\n".join(f"[^{number}]: {text[0].upper()}{text[1:]}." for text, number in footnotes.items()))
-    return "\n\n".join(part.strip() for part in parts) + "\n"
+        parts.append(f"## transformers {version}")
+        for lines in (_numbers(families, cells, notes), _generation(families, cells, notes)):
+            new = [line for line in lines[2:] if line not in shown]
+            same = len(lines) - 2 - len(new)
+            shown |= {*new}
+            parts.append("\n".join([*lines[:2], *new]) if new else "")
+            others = f"The other {same}" if new else f"{lines[0].split()[1].capitalize()}: all {same}"
+            parts.append(f"{others} rows are as above." if same else "")
+        measured = rows[0]
+        parts.append(f"Python {measured['python']}, torch {measured['torch']}, {measured['cpu']}.")
+    parts.append("\n".join(f"[^{number}]: {text[0].upper()}{text[1:]}." for text, number in notes.items()))
+    return "\n\n".join(part.strip() for part in parts if part) + "\n"
 
 
-def _numbers(families: list[str], cells: dict[tuple[str, str], dict[str, str]]) -> str:
-    lines = [_row(["family", "coverage", *SCHEMES, "read again", "in memory"]), _row(["---"] * (len(SCHEMES) + 4))]
+def _note(text: str | None, notes: dict[str, int]) -> str:
+    return f" [^{notes.setdefault(text, len(notes) + 1)}]" if text else ""
+
+
+def _numbers(families: list[str], cells: dict[tuple[str, str], dict[str, str]], notes: dict[str, int]) -> list[str]:
+    lines = [_row(["scored", "coverage", *SCHEMES, "read again", "in memory"]), _row(["---"] * (len(SCHEMES) + 4))]
     for name in families:
         rows = [cells[name, scheme] for scheme in SCHEMES]
         coverage = min(float(row["coverage"]) for row in rows if row["check"].startswith("W"))
+        why = COVERAGE.get(name, (1.0, ""))[1] if coverage < 1 else None
         largest = [_number(max(float(row[column]) for row in rows)) for column in ("reload", "in_memory")]
-        lines.append(_row([name, f"{coverage:.1%}", *(_number(float(row["difference"])) for row in rows), *largest]))
-    return "\n".join(lines)
+        differences = [_number(float(r["difference"])) + ("" if r["result"] == "same" else " ✗") for r in rows]
+        lines.append(_row([name, f"{coverage:.1%}" + _note(why, notes), *differences, *largest]))
+    return lines
 
 
-def _generation(families: list[str], cells: dict[tuple[str, str], dict[str, str]], footnotes: dict[str, int]) -> str:
-    lines = [_row(["family", *MODES]), _row(["---"] * (len(MODES) + 1))]
+def _generation(families: list[str], cells: dict[tuple[str, str], dict[str, str]], notes: dict[str, int]) -> list[str]:
+    lines = [_row(["generated", *MODES]), _row(["---"] * (len(MODES) + 1))]
     for name in families:
         found = []
         for mode in MODES:
-            result = cells[name, mode]["result"]
             refusal, remark = REFUSED.get(name, {}).get(mode), REMARKS.get((name, mode))
-            note = f"refused by transformers for any model of the family: {refusal}" if refusal else remark
-            mark = {"same": "✓", "refused": "no"}.get(result, "✗")
-            found.append(mark + (f" [^{footnotes.setdefault(note, len(footnotes) + 1)}]" if note else ""))
+            why = f"refused by transformers for any model of the family: {refusal}" if refusal else remark
+            mark = {"same": "✓", "refused": "no"}.get(cells[name, mode]["result"], "✗")
+            found.append(mark + _note(why, notes))
         lines.append(_row([name, *found]))
-    return "\n".join(lines)
+    return lines
 
 
 def _row(cells: Iterable[str]) -> str:
@@ -144,6 +153,9 @@ def main() -> None:
     torch.set_num_threads(1)  # faster for matrices this small
     transformers.logging.disable_progress_bar()
     logging.disable(logging.WARNING)
+    if sys.argv[1:] == ["--page"]:
+        write_page()
+        return
     chosen = sys.argv[1:] or list(MODELS)
     rows = []
     for row in measure(chosen):
@@ -152,14 +164,20 @@ def main() -> None:
         print(f"{row['family']:12} {row['check']:17} {shown}", flush=True)
     if chosen == list(MODELS):
         write_results(f"families-{transformers.__version__}", rows)
-        tables = {}
-        for path in sorted(RESULTS.glob("families-*.csv"), reverse=True):
-            with path.open(newline="", encoding="utf-8") as file:
-                tables[path.stem.partition("-")[2]] = list(csv.DictReader(file))
-        PAGE.write_text(page(tables), encoding="utf-8")
+        write_page()
     failed = [f"{row['family']} {row['check']}: {row['result']}" for row in rows if row["result"].startswith("differs")]
     if failed:
         sys.exit("\n".join(["These differ:", *failed]))
+
+
+def write_page() -> None:
+    """docs/families.md from all results there are, newest transformers first."""
+    files = {Version(path.stem.partition("-")[2]): path for path in RESULTS.glob("families-*.csv")}
+    tables = {}
+    for version in sorted(files, reverse=True):
+        with files[version].open(newline="", encoding="utf-8") as file:
+            tables[str(version)] = list(csv.DictReader(file))
+    PAGE.write_text(page(tables), encoding="utf-8")
 
 
 if __name__ == "__main__":

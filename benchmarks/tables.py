@@ -1,7 +1,7 @@
 """Put the committed results into the README: the tables between `<!-- name -->` and `<!-- /name -->`.
 
-    python benchmarks/tables.py            rewrite README.md
-    python benchmarks/tables.py --check    fail if it would change
+python benchmarks/tables.py            rewrite README.md
+python benchmarks/tables.py --check    fail if it would change
 """
 
 from __future__ import annotations

@@ -3,9 +3,7 @@
 transformers has no plug-in mechanism, so `install` watches for the import of its registry and replaces the
 two registry dictionaries by ones that load `qllm_hf.quantizer` the first time "qllm" is asked for.
 
-torch calls `autoload` each time it is imported (entry point group "torch.backends"). It does nothing unless
-the environment variable QLLM_HF_AUTOLOAD is 1; then packed checkpoints load in programs that never import
-qllm_hf. An exception here would break `import torch`, so none may leave.
+Programs that never import qllm_hf: see `qllm_hf_autoload.py`.
 """
 
 from __future__ import annotations
@@ -13,7 +11,6 @@ from __future__ import annotations
 import importlib
 import importlib.abc
 import importlib.machinery
-import os
 import sys
 from collections.abc import Sequence
 from types import ModuleType
@@ -83,12 +80,3 @@ def install() -> None:
         _make_lazy(loaded)
     elif not any(isinstance(finder, _Watch) for finder in sys.meta_path):
         sys.meta_path.insert(0, _Watch())
-
-
-def autoload() -> None:
-    """Entry point that `import torch` calls: `install`, if QLLM_HF_AUTOLOAD=1."""
-    try:
-        if os.environ.get("QLLM_HF_AUTOLOAD") == "1":
-            install()
-    except Exception as error:  # an exception would break `import torch`
-        sys.stderr.write(f"qllm_hf: autoload failed: {error}\n")

@@ -51,6 +51,10 @@ class QuantizedKvLayer:
     kv_format: KvFormat
     is_packed: bool
 
+    def __reduce__(self) -> Any:
+        # the classes are made from those of transformers, so a pickle names the one it was made from
+        return _empty_layer, (type(self).__bases__[1], self.is_packed), self.__dict__
+
 
 class PackedLayer(QuantizedKvLayer):
     """The part of a packed layer that is ours; the other base class is a layer of transformers.
@@ -60,6 +64,7 @@ class PackedLayer(QuantizedKvLayer):
     """
 
     is_packed = True
+    dtype: torch.dtype
     _inside = False
     _keys: Tensor | None = None
     _values: Tensor | None = None
@@ -92,9 +97,11 @@ class PackedLayer(QuantizedKvLayer):
         self._values = value
 
     def _read(self, rows: Tensor | None, rows_format: RowFormat | None) -> Tensor | None:
-        if self._inside or rows is None or rows_format is None:
+        if self._inside or rows is None:
             return rows
-        return rows_format.decode(rows) if rows.dim() == 4 else rows.new_empty(0, dtype=rows_format.dtype)
+        if rows_format is None or rows.dim() != 4:  # initialized, but empty
+            return rows.new_empty(0, dtype=rows_format.dtype if rows_format else self.dtype)
+        return rows_format.decode(rows)
 
     def _check_write(self, value: Tensor | None) -> None:
         if not self._inside and value is not None:
@@ -211,6 +218,12 @@ def simulate(keys: Tensor, values: Tensor, kv_format: KvFormat) -> tuple[Tensor,
     return keys, values
 
 
+def _empty_layer(cls: type, packs: bool) -> Any:
+    """A layer without contents, of the packed or simulated variant of a class."""
+    variant = PACKED_LAYERS[cls] if packs else simulated_layer_class(cls)
+    return object.__new__(variant)
+
+
 def quantize_layer(layer: Any, kv_format: KvFormat) -> Any:
     """A layer that does all that `layer` does, on quantized keys and values; the same object where there are none.
 
@@ -218,9 +231,12 @@ def quantize_layer(layer: Any, kv_format: KvFormat) -> Any:
     """
     if not isinstance(layer, CacheLayerMixin):  # states of linear attention, placeholders of shared layers
         return layer
+    if isinstance(layer, QuantizedKvLayer):
+        if layer.kv_format != kv_format:
+            raise CacheError(f"a layer of this cache holds {layer.kv_format}, the model quantizes {kv_format}.")
+        return layer
     packs = type(layer) in PACKED_LAYERS
-    cls = PACKED_LAYERS[type(layer)] if packs else simulated_layer_class(type(layer))
-    new: Any = object.__new__(cls)
+    new = _empty_layer(type(layer), packs)
     state = dict(layer.__dict__)
     new.kv_format = kv_format
     if packs:

@@ -48,12 +48,12 @@ class RowFormat:
     def encode(self, x: Tensor) -> Tensor:
         """Rows int16 [.., words] of x [.., length]."""
         if self.spec is None:
-            return x.contiguous().view(WORD)
+            return _compact(x).view(WORD)
         packed = PackedTensor.encode(x, self.spec)
-        parts = [packed.words, packed.scale.contiguous().view(WORD)]
+        parts = [packed.words, _compact(packed.scale).view(WORD)]
         if packed.zero_point is not None:
             groups = packed.zero_point.shape[-1]
-            parts.append(F.pad(packed.zero_point, (0, groups % 2)).contiguous().view(WORD))
+            parts.append(_compact(F.pad(packed.zero_point, (0, groups % 2))).view(WORD))
         return torch.cat(parts, -1)
 
     def split(self, rows: Tensor) -> PackedTensor:
@@ -61,19 +61,23 @@ class RowFormat:
         assert self.spec is not None
         groups = group_count(self.length, self.spec.group_size)
         scales = self._code_words + groups * self.dtype.itemsize // 2
-        # cloned, because a view as another type needs an aligned start
-        scale = rows[..., self._code_words : scales].clone(memory_format=torch.contiguous_format).view(self.dtype)
+        scale = _compact(rows[..., self._code_words : scales]).view(self.dtype)
         zero_point = None
         if not self.spec.symmetric:
-            zero_bytes = rows[..., scales:].clone(memory_format=torch.contiguous_format).view(torch.uint8)
+            zero_bytes = _compact(rows[..., scales:]).view(torch.uint8)
             zero_point = zero_bytes[..., :groups]
         return PackedTensor(rows[..., : self._code_words], scale, zero_point, self.spec, self.length)
 
     def decode(self, rows: Tensor) -> Tensor:
         """The vectors [.., length] that rows stand for."""
         if self.spec is None:
-            return rows.clone(memory_format=torch.contiguous_format).view(self.dtype)
+            return _compact(rows).view(self.dtype)
         return self.split(rows).decode(self.dtype)
+
+
+def _compact(x: Tensor) -> Tensor:
+    """A copy with an aligned start and ordinary strides, which a view in another dtype needs (`contiguous` may not)."""
+    return x.clone(memory_format=torch.contiguous_format)
 
 
 @dataclass(frozen=True)

@@ -13,27 +13,35 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.core_model_loading import ConversionOps
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import ConversionOps, PrefixChange
 from transformers.quantizers import auto
 from transformers.quantizers.base import HfQuantizer
 from transformers.quantizers.quantizers_utils import get_module_from_name
 
 from . import compat
 from .config import FORMAT, QUANT_METHOD, QllmConfig
-from .errors import CheckpointError, QllmWarning
+from .errors import CheckpointError, ModelError, QllmWarning
 from .families import REPLACED_REMOTE_CODE, family
 from .hooks import attach_kv, detach_kv
 from .nn import PackedExperts, PackedLinear, PackedModule
 from .nn.parameters import SUFFIXES
 from .plan import Plan, make_plan
 from .scheme import FLOAT_BITS
-from .surgery import checked, replace_modules_, unpack_modules_
+from .surgery import not_finite, replace_modules_, unpack_modules_
 
 LOWEST_COVERAGE = 0.9
 
 
 class QuantizeWeight(ConversionOps):
-    """Turns one float tensor of a checkpoint into packed parameters, as soon as it is read."""
+    """Turns one float tensor of a checkpoint into packed parameters, as soon as it is read.
+
+    Names of weights that no integer can stand for are put into `unusable`: transformers would replace an exception
+    raised here by a general one.
+    """
+
+    def __init__(self, unusable: list[str]) -> None:
+        self.unusable = unusable
 
     def convert(  # type: ignore[override]
         self,
@@ -48,7 +56,8 @@ class QuantizeWeight(ConversionOps):
             tensor = value[0] if isinstance(value, list) else value
             module, name = get_module_from_name(model, key)
             packed = module.pack(tensor) if isinstance(module, PackedLinear) else module.pack(name, tensor)
-            checked(packed, key)
+            if not bool(torch.isfinite(packed.scale).all()):
+                self.unusable.append(key)
             module._parameters.pop(name, None)
             if missing_keys is not None:
                 missing_keys.discard(key)
@@ -73,6 +82,7 @@ class QllmHfQuantizer(HfQuantizer):
     def _process_model_before_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> None:
         """The model is on the meta device: exchange its modules by plan."""
         config = self.quantization_config
+        self.unusable: list[str] = []
         if model.config.model_type in REPLACED_REMOTE_CODE:
             raise CheckpointError(REPLACED_REMOTE_CODE[model.config.model_type])
         self.plan = make_plan(model, config, check_patterns=not self.pre_quantized)
@@ -94,7 +104,7 @@ class QllmHfQuantizer(HfQuantizer):
 
     def get_quantize_ops(self) -> QuantizeWeight:
         """What is done with each tensor that needs quantization."""
-        return QuantizeWeight()
+        return QuantizeWeight(self.unusable)
 
     def param_element_size(self, model: PreTrainedModel, param_name: str, param: Tensor) -> float:
         """Bytes per element that a parameter will take, for device maps: a placeholder counts as what replaces it."""
@@ -116,11 +126,15 @@ class QllmHfQuantizer(HfQuantizer):
 
     def _process_model_after_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> PreTrainedModel:
         """Everything is loaded, or else nothing is: then what acts at run time is set up."""
+        for name in getattr(self, "unusable", ()):
+            raise ModelError(not_finite(name))
         check_complete(model)
+        # fused experts are saved packed, as they are: splitting them again would need their float form
         conversions = getattr(model, "_weight_conversions", None)
-        if conversions:
-            # fused experts are saved packed, as they are: splitting them again would need their float form
-            model.__dict__["_weight_conversions"] = [c for c in conversions if not _merges_experts(c)]
+        if conversions is None:  # a model that was not loaded: as transformers itself does when it saves one
+            found = get_model_conversion_mapping(model, add_legacy=False)
+            conversions = [conversion for conversion in found if not isinstance(conversion, PrefixChange)]
+        model.__dict__["_weight_conversions"] = [c for c in conversions if not _merges_experts(c)]
         finish_model_(model, self.quantization_config)
         return model
 
@@ -145,7 +159,9 @@ class QllmHfQuantizer(HfQuantizer):
         this format would otherwise skip the packed tensors and go on with random weights; now it stops.
         """
         state = dict(model.state_dict())
-        state[guard_name_of(model)] = torch.zeros(1, dtype=torch.uint8)
+        guard = guard_name_of(model)
+        if guard is not None:
+            state[guard] = torch.zeros(1, dtype=torch.uint8)
         return state, {"qllm_format": str(FORMAT)}
 
     def is_serializable(self) -> bool:
@@ -165,6 +181,7 @@ class QllmHfQuantizer(HfQuantizer):
     def _dequantize(self, model: PreTrainedModel, dtype: torch.dtype | None = None) -> PreTrainedModel:
         """Back to ordinary modules and an unquantized KV cache."""
         unpack_modules_(model, dtype)
+        model.__dict__.pop("_weight_conversions", None)  # experts are stored as in float checkpoints again
         detach_kv(model)
         return model
 
@@ -222,12 +239,12 @@ def guard_name(plan: Plan) -> str:
     return plan.quantized()[0].name
 
 
-def guard_name_of(model: nn.Module) -> str:
-    """The same from a model whose weights are packed already; with no packed weights, a name no model has."""
+def guard_name_of(model: nn.Module) -> str | None:
+    """The same from a model whose weights are packed already; None if only its KV cache is quantized."""
     for name, module in model.named_modules():
         if isinstance(module, PackedModule):
             return f"{name}.{next(iter(module.weight_specs))}"
-    return "qllm_guard"
+    return None
 
 
 def _row_group(module: PackedModule) -> object | None:

@@ -73,11 +73,16 @@ def unpack_modules_(model: nn.Module, dtype: torch.dtype | None = None) -> None:
 def checked(packed: PackedTensor, name: str) -> PackedTensor:
     """The packed tensor itself. Raises ModelError if the float weight held NaN or infinite values."""
     if not bool(torch.isfinite(packed.scale).all()):
-        raise ModelError(
-            f"{name} holds NaN or infinite values (or groups wider than {packed.scale.dtype} can express), "
-            "which no integer can stand for. Check the checkpoint, or load it with dtype=torch.float32."
-        )
+        raise ModelError(not_finite(name))
     return packed
+
+
+def not_finite(name: str) -> str:
+    """What to say of a weight that no integer can stand for."""
+    return (
+        f"{name} holds NaN or infinite values, or a group wider than its dtype can express: no integer can stand for "
+        "it. Check the checkpoint, or load it with dtype=torch.float32."
+    )
 
 
 def _specs(entry: Entry) -> tuple[Spec, Spec | None]:

@@ -224,6 +224,10 @@ REFUSED: dict[str, dict[str, str]] = {
     "jamba": {"prompt lookup": _STATES, "assisted": _STATES},
     "falcon_h1": {"prompt lookup": _STATES, "assisted": _STATES},
 }
+# family -> the lowest coverage that is right, and why it is not 1.
+COVERAGE: dict[str, tuple[float, str]] = {
+    "jamba": (0.99, "its routers are linear layers before transformers 5.21, and stay in floating point"),
+}
 # (family, mode) -> what transformers does there that one may not expect; quantized models do the same.
 REMARKS: dict[tuple[str, str], str] = {
     (

@@ -46,6 +46,10 @@ class PackedExperts(PackedModule):
     act_fn: Callable[[Tensor], Tensor]
     post_expert_norm: Callable[[Tensor], Tensor]
 
+    def __reduce__(self) -> Any:
+        # the class is made from one of transformers, so a pickle names that one
+        return _empty_experts, (type(self).__bases__[1],), self.__dict__
+
     def pack(self, name: str, weight: Tensor) -> PackedTensor:
         """The packed form of a float weight [E, O, I], or [E, I, O] where the model stores it transposed."""
         matrix = weight.transpose(-1, -2).contiguous() if self.is_transposed else weight
@@ -97,6 +101,11 @@ def packed_experts_class(cls: Any) -> Any:
     members: dict[str, Any] = {name: weight_property(name) for name in _WEIGHT_NAMES}
     members |= {"__module__": __name__, "__doc__": f"{cls.__name__} on packed weights."}
     return type("Packed" + cls.__name__, (PackedExperts, cls), members)
+
+
+def _empty_experts(cls: Any) -> Any:
+    packed = packed_experts_class(cls)
+    return packed.__new__(packed)
 
 
 def pack_experts_(
