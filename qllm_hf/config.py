@@ -145,7 +145,7 @@ class QllmConfig(QuantizationConfigMixin):
         """
         parsed = scheme if isinstance(scheme, Scheme) else Scheme.parse(scheme)
         values = {key: getattr(parsed, key) for key in SCHEME_KEYS if getattr(parsed, key) != getattr(Scheme, key)}
-        return cls(**{"w": parsed.w, "a": parsed.a, "kv": parsed.kv, **values, **options})
+        return cls(**{**values, **options})
 
     @property
     def scheme(self) -> Scheme:

@@ -82,7 +82,7 @@ def dequantize(
     grouped = group(codes, spec)
     center: Tensor | int = 2 ** (spec.bits - 1) if zero_point is None else zero_point.unsqueeze(-1).to(work)
     values = (grouped.to(work) - center) * scale.unsqueeze(-1).to(work)
-    return _cast(ungroup(values, codes.shape, spec), dtype, spec)
+    return ungroup(values, codes.shape, spec).to(dtype)
 
 
 def fake_quantize(x: Tensor, spec: Spec) -> Tensor:
@@ -91,7 +91,7 @@ def fake_quantize(x: Tensor, spec: Spec) -> Tensor:
     Bit for bit the same as `dequantize(*quantize(x, spec), spec)`; nothing is rounded to integers in memory.
     """
     codes, scale, zero_point = _grouped_codes(x, spec)
-    return _cast(ungroup((codes - zero_point) * scale.to(codes.dtype), x.shape, spec), x.dtype, spec)
+    return ungroup((codes - zero_point) * scale.to(codes.dtype), x.shape, spec).to(x.dtype)
 
 
 def affine_params(
@@ -125,9 +125,20 @@ def _grouped_codes(x: Tensor, spec: Spec) -> tuple[Tensor, Tensor, Tensor]:
     check_group_size(x.shape[-1], spec)
     groups = group(x, spec)
     scale, zero_point = affine_params(groups, spec)
-    work = zero_point.dtype
-    steps = torch.round(groups.to(work) / scale.to(work))
-    return (steps + zero_point).clamp(0, 2**spec.bits - 1), scale, zero_point
+    return choose_codes(groups, scale, zero_point, spec), scale, zero_point
+
+
+def choose_codes(groups: Tensor, scale: Tensor, zero_point: Tensor, spec: Spec) -> Tensor:
+    """The code of each element as a float: groups [..., G, g], scale and zero_point [..., G, 1] -> [..., G, g].
+
+    The end of a float16 range may lie half a step beyond the largest float16: codes that mean more are not used.
+    """
+    work, top = zero_point.dtype, 2**spec.bits - 1
+    codes = torch.round(groups.to(work) / scale.to(work)) + zero_point
+    if groups.dtype != torch.float16 or spec.paper_exact:
+        return codes.clamp(0, top)
+    reach = torch.floor(torch.finfo(torch.float16).max / scale.to(work))
+    return codes.clamp((zero_point - reach).clamp(min=0), (zero_point + reach).clamp(max=top))
 
 
 def check_group_size(length: int, spec: Spec) -> None:
@@ -145,14 +156,6 @@ def check_group_size(length: int, spec: Spec) -> None:
 def _arithmetic_dtype(dtype: torch.dtype, spec: Spec) -> torch.dtype:
     """The tensor's own dtype as published, or else float32 (float64 stays)."""
     return dtype if spec.paper_exact else torch.promote_types(dtype, torch.float32)
-
-
-def _cast(values: Tensor, dtype: torch.dtype, spec: Spec) -> Tensor:
-    """Values in `dtype`. The end of a wide range may lie half a step beyond the largest float16: then it is that."""
-    if dtype == torch.float16 and values.dtype != dtype and not spec.paper_exact:
-        largest = torch.finfo(dtype).max
-        values = torch.where(values.isinf(), values, values.clamp(-largest, largest))
-    return values.to(dtype)
 
 
 def group(x: Tensor, spec: Spec) -> Tensor:

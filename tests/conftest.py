@@ -21,8 +21,8 @@ REPO = Path(__file__).resolve().parent.parent
 def pytest_configure() -> None:
     if importlib.util.find_spec("qllm_hf") is None:
         raise pytest.UsageError("qllm_hf is not installed. Run `make test`, or `pip install -e '.[test]'` first.")
-    # More threads than cores make small models slower, and results depend on the number of threads.
-    torch.set_num_threads(2)
+    # More threads make the small tensors of tests slower, and results depend on their number.
+    torch.set_num_threads(1)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

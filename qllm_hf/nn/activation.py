@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ..scheme import Spec
-from ..uniform import affine_params, fake_quantize
+from ..uniform import affine_params, choose_codes, fake_quantize
 
 
 def straight_through(x: Tensor, quantized: Tensor) -> Tensor:
@@ -31,5 +31,5 @@ def fake_quantize_rows(x: Tensor, spec: Spec, process_group: Any = None) -> Tens
     ends = torch.cat([row.amax(-1, keepdim=True), -row.amin(-1, keepdim=True)], -1).contiguous()
     dist.all_reduce(ends, op=dist.ReduceOp.MAX, group=process_group)
     scale, zero_point = affine_params(row, spec, low=-ends[..., 1:], high=ends[..., :1])
-    codes = (torch.round(row.to(zero_point.dtype) / scale.to(zero_point.dtype)) + zero_point).clamp(0, 2**spec.bits - 1)
+    codes = choose_codes(row, scale, zero_point, spec)
     return straight_through(x, ((codes - zero_point) * scale.to(zero_point.dtype)).squeeze(-2).to(x.dtype))
