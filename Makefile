@@ -72,10 +72,11 @@ $(INSTALLED): $(SOURCES)
 	rm -rf build/lib build/bdist.* *.egg-info
 	@touch $@
 
-# huggingface_hub 1 needs httpx where 2 needs httpx2; everything else they need is there already.
+# huggingface_hub 1 needs httpx where 2 needs httpx2; everything else that both need is there already.
 $(INSTALLED_OLDEST): Makefile | $(INSTALLED)
 	$(call heading,Install transformers $(OLDEST) beside it)
 	rm -rf $(VENV)/oldest
+	$(BIN)/python -m pip install --quiet --target $(VENV)/oldest httpx
 	$(BIN)/python -m pip install --quiet --no-deps --target $(VENV)/oldest \
-		"transformers==$(OLDEST)" "huggingface_hub<2" httpx httpcore
+		"transformers==$(OLDEST)" "huggingface_hub<2"
 	@touch $@
