@@ -22,6 +22,7 @@ LAYERS = {
     "families": 1,
     "checkpoint": 1,
     "patterns": 1,
+    "curriculum": 1,
     "_autoload": 1,
     "uniform": 2,
     "packing": 2,
@@ -59,6 +60,7 @@ WITHOUT_TRANSFORMERS = {
     "scheme",
     "families",
     "patterns",
+    "curriculum",
     "uniform",
     "packing",
     "packed",
@@ -66,7 +68,7 @@ WITHOUT_TRANSFORMERS = {
     "ops",
     "nn",
 }
-WITHOUT_TORCH = {"errors", "layout", "scheme", "families", "patterns"}
+WITHOUT_TORCH = {"errors", "layout", "scheme", "families", "patterns", "curriculum"}
 MAX_LINES = 500
 
 

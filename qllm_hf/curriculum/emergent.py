@@ -1,0 +1,117 @@
+"""Emergent abilities: learning from examples, following instructions, reasoning in steps, knowing what is right."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from random import Random
+
+from .item import Item, Scene, shuffled
+from .words import KINDS, LABELS, LINE_KEYS, PEOPLE, PLACES, QUALITIES
+
+
+def in_context(rng: Random, shots: int = 9) -> Item:
+    """A new word, to be labelled as the examples label words of its kind. Three labels, chance 1/3.
+
+    The labels are random words, so the rule can only come from the examples.
+    """
+    kinds = rng.sample(sorted(KINDS), 3)
+    labels = dict(zip(kinds, rng.sample(LABELS, 3), strict=True))
+    order = kinds + [rng.choice(kinds) for _ in range(shots - 3)]
+    rng.shuffle(order)
+    used: set[str] = set()
+
+    def word_of(kind: str) -> str:
+        word = rng.choice([word for word in KINDS[kind] if word not in used])
+        used.add(word)
+        return word
+
+    examples = [f"- {word_of(kind)}: {labels[kind]}" for kind in order]
+    asked = rng.choice(kinds)
+    word = word_of(asked)
+    choices = tuple(f" {label}" for label in labels.values())
+    prompt = "\n".join([*examples, f"- {word}:"])
+    return Item(prompt, f" {labels[asked]}", key=f"{word} {labels[asked]}", choices=choices)
+
+
+_SEPARATORS = {"commas": ",", "dashes": "-", "slashes": "/", "stars": "*"}
+
+
+def formatting(rng: Random) -> Item:
+    """A list of words, to be written as an instruction says. Written, compared as a whole."""
+    words = rng.sample(LINE_KEYS, rng.randint(2, 4))
+    name = rng.choice(sorted(_SEPARATORS))
+    order = rng.choice(("in the same order", "in reverse order"))
+    wrap = rng.choice(("", " in brackets"))
+    ordered = words[::-1] if order == "in reverse order" else words
+    body = f" {_SEPARATORS[name]} ".join(ordered)
+    answer = f" [ {body} ]" if wrap else f" {body}"
+    prompt = f"Words: {' '.join(words)}\nWrite them {order} with {name}{wrap}.\nAnswer:"
+    return Item(prompt, answer, key=" ".join(words))
+
+
+def arithmetic(rng: Random) -> Item:
+    """Three or four additions and subtractions, worked out step by step. Written; the final number counts."""
+    value = rng.randint(10, 60)
+    terms, steps = [str(value)], []
+    for _ in range(rng.randint(3, 4)):
+        sign, operand = _operation(rng, value)
+        result = value + operand if sign == "+" else value - operand
+        terms.append(f"{sign}{operand}")
+        steps.append(f"{value}{sign}{operand}={result}")
+        value = result
+    question = "".join(terms)
+    answer = f" {', '.join(steps)}. So the result is {value}."
+    return Item(f"Question: {question}=?\nAnswer:", answer, key=question, target=f"result is {value}.")
+
+
+def _operation(rng: Random, value: int) -> tuple[str, int]:
+    """A sign and a one-digit number that keep the value in 1..99."""
+    operand = rng.randint(1, 9)
+    if value + operand > 99:
+        return "-", operand
+    if value - operand < 1:
+        return "+", operand
+    return rng.choice("+-"), operand
+
+
+def rules(rng: Random) -> Item:
+    """Whether a person has a quality, by a chain of rules written out step by step. The end counts, chance 1/2."""
+    length = rng.randint(2, 4)
+    chain = rng.sample(QUALITIES, length + 6)
+    path, others = chain[: length + 1], chain[length + 1 :]
+    pairs = [*pairwise(path), (others[0], others[1]), (others[2], path[rng.randrange(1, length)])]
+    person = rng.choice(PEOPLE)
+    holds = rng.random() < 0.5
+    asked = path[-1] if holds else others[rng.choice((1, 3))]
+    text = " ".join(f"If {left} then {right}." for left, right in shuffled(rng, pairs))
+    steps = ", so ".join(path)
+    verdict = "Yes" if holds else "No"
+    prompt = f"{text} {person} is {path[0]}. Is {person} {asked}?\nAnswer:"
+    return Item(
+        prompt, f" {person} is {steps}. {verdict}.", key=" ".join([*path, asked]), target=f"{path[-1]}. {verdict}."
+    )
+
+
+def calibration(rng: Random) -> Item:
+    """Whether a shown answer to a question about a text is right. Two choices, chance 1/2."""
+    text, statements = shown_answers(rng)
+    question, answer, key = rng.choice(statements)
+    return Item(text + question, answer, key=key, choices=(" Yes", " No"))
+
+
+def shown_answers(rng: Random) -> Scene:
+    """A text as for `calibration`, with a right or wrong answer for each of its people. One wrong answer in three is
+    right for somebody else."""
+    people, places = rng.sample(PEOPLE, 3), rng.sample(PLACES, 6)
+    told = list(zip(people, places, strict=False))
+    text = " ".join(f"{person} is at the {place}." for person, place in told)
+    statements = []
+    for person, place in told:
+        is_right = rng.random() < 0.5
+        wrong = [other for other in places[:3] if other != place] if rng.random() < 1 / 3 else places[3:]
+        shown = place if is_right else rng.choice(wrong)
+        question = (
+            f"\nQuestion: Where is {person}?\nShown answer: {person} is at the {shown}.\nIs the shown answer right?"
+        )
+        statements.append((question, " Yes" if is_right else " No", f"{person} {place} {shown}"))
+    return text, statements

@@ -1,0 +1,169 @@
+"""Train the reference model that the package carries: data, tokenizer and weights from one seed.
+
+    python scripts/train_reference_model.py -o qllm_hf/reference_model
+
+Takes about an hour on two CPU cores with AMX, goes on where it stopped, and ends with the finished folder.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import torch
+from reference_model.batches import (
+    FIRST_SHARES,
+    LATER_SHARES,
+    Batch,
+    Batches,
+    long_document,
+    short_document,
+)
+from reference_model.check import Checker
+from reference_model.optimizer import Optimizer
+from reference_model.progress import Progress
+from reference_model.start import look_back
+from reference_model.tokenizer import VOCAB_SIZE, train_tokenizer
+from torch.nn import functional as F
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from qllm_hf.curriculum.words import KINDS, LINE_KEYS, PEOPLE
+
+CONTEXT = 2048
+SHORT_ROWS, SHORT_LENGTH = 20, 256
+WARM_UP, DECAY_PART = 100, 0.22
+CHECK_EVERY = 100
+LINES_PART = 0.35  # of the loss
+
+
+@dataclass(frozen=True)
+class Stage:
+    """`steps` steps in which `rows` rows of lines have `length` tokens, and some short documents are repetitions."""
+
+    steps: int
+    rows: int
+    length: int
+    repetitions: float
+    learning_rate: float
+    shares: Mapping[str, float]
+
+
+STAGES = (
+    Stage(250, 12, 256, repetitions=0.75, learning_rate=4e-3, shares=FIRST_SHARES),
+    Stage(1400, 10, 256, repetitions=0.08, learning_rate=4e-3, shares=FIRST_SHARES),
+    Stage(600, 4, 512, repetitions=0.03, learning_rate=3e-3, shares=LATER_SHARES),
+    Stage(400, 2, 1024, repetitions=0.02, learning_rate=3e-3, shares=LATER_SHARES),
+    Stage(1200, 1, 2048, repetitions=0.0, learning_rate=2.5e-3, shares=LATER_SHARES),
+)
+
+
+def make_config(tokenizer: Any) -> LlamaConfig:
+    """A Llama of 2.7 million parameters with heads of 64, two of them for every head of K and V."""
+    return LlamaConfig(
+        vocab_size=VOCAB_SIZE,
+        hidden_size=256,
+        intermediate_size=512,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=64,
+        max_position_embeddings=CONTEXT,
+        rope_parameters={"rope_type": "default", "rope_theta": 100_000.0},
+        tie_word_embeddings=True,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        attn_implementation="eager",  # on a CPU faster than the fused backward of short rows
+    )
+
+
+def make_tokenizer(seed: int) -> Any:
+    """The tokenizer, from a sample of the curriculum and a list of all its words."""
+    rng = Random(f"{seed} tokenizer")
+    texts = ["".join(text for text, _ in short_document(rng)) for _ in range(20_000)]
+    texts += ["".join(text for text, _ in long_document(rng, CONTEXT)) for _ in range(500)]
+    words = "".join(f" {word}" for word in (*LINE_KEYS, *PEOPLE, *KINDS))
+    return train_tokenizer(texts + [words] * 1500, CONTEXT)
+
+
+def factor(step: int, steps: int) -> float:
+    """What the learning rate is multiplied by: up, then 1, then down to a twentieth."""
+    decay = int(steps * DECAY_PART)
+    return min(1.0, (step + 1) / WARM_UP) * max(0.05, min(1.0, (steps - step) / decay))
+
+
+def backward(model: Any, body: Any, batch: Batch, weight: float) -> float:
+    """Adds the gradient of the mean loss of the learned tokens, times `weight`; returns that loss in nats."""
+    learned = batch.learned[:, 1:].reshape(-1)
+    hidden = body(batch.tokens, use_cache=False).last_hidden_state[:, :-1]
+    logits = model.lm_head(hidden.reshape(-1, hidden.shape[-1])[learned]).float()
+    loss = F.cross_entropy(logits, batch.tokens[:, 1:].reshape(-1)[learned])
+    (loss * weight).backward()
+    return loss.item()
+
+
+def train(out: Path, seed: int, stop: int | None) -> None:
+    """Trains, and writes model, tokenizer and log to `out`. What was done is kept in `out` at the end of each stage."""
+    out.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(seed)
+    torch.use_deterministic_algorithms(True)
+    tokenizer = make_tokenizer(seed)
+    model: Any = LlamaForCausalLM(make_config(tokenizer))
+    look_back(model)
+    model = model.to(torch.bfloat16).train()
+    optimizer = Optimizer(model)
+    body = torch.compile(model.model, dynamic=False)
+    checker = Checker(tokenizer)
+    progress = Progress(out)
+    if progress.state.exists():
+        progress.restore(optimizer)
+    steps = sum(stage.steps for stage in STAGES)
+    for number, stage in enumerate(STAGES):
+        if number < progress.stages:
+            continue
+        short = Batches(
+            tokenizer,
+            SHORT_ROWS,
+            SHORT_LENGTH,
+            seed=f"{seed} {number} short",
+            repetitions=stage.repetitions,
+            shares=stage.shares,
+        )
+        long = Batches(tokenizer, stage.rows, stage.length, seed=f"{seed} {number} long", lines=True)
+        for _ in range(stage.steps):
+            a, b = short.next(), long.next()
+            losses = backward(model, body, a, 1 - LINES_PART), backward(model, body, b, LINES_PART)
+            optimizer.step(stage.learning_rate * factor(progress.step, steps))
+            progress.count(a.tokens.numel() + b.tokens.numel())
+            if progress.step % CHECK_EVERY == 0 or progress.step in (steps, stop):
+                progress.write(losses, checker.check(model, stage.length))
+            if progress.step == stop:
+                print(f"stopped; weights {digest(model)}")
+                return
+        progress.save(optimizer)
+    model.save_pretrained(out)
+    tokenizer.save_pretrained(out)
+    progress.state.unlink()
+    print(f"finished; weights {digest(model)}")
+
+
+def digest(model: Any) -> str:
+    """A fingerprint of all weights: equal for two runs that agree to the last bit."""
+    hashed = hashlib.sha256()
+    for _, weight in sorted(model.state_dict().items()):
+        hashed.update(weight.contiguous().view(torch.uint8).numpy().tobytes())
+    return hashed.hexdigest()[:16]
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("-o", "--out", type=Path, required=True)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--stop", type=int)
+    arguments = parser.parse_args()
+    train(arguments.out, arguments.seed, arguments.stop)
