@@ -55,20 +55,20 @@ class Stage:
 
 STAGES = (
     Stage(250, 12, 256, repetitions=0.75, learning_rate=4e-3, shares=FIRST_SHARES),
-    Stage(1400, 10, 256, repetitions=0.08, learning_rate=4e-3, shares=FIRST_SHARES),
-    Stage(600, 4, 512, repetitions=0.03, learning_rate=3e-3, shares=LATER_SHARES),
-    Stage(400, 2, 1024, repetitions=0.02, learning_rate=3e-3, shares=LATER_SHARES),
+    Stage(1200, 8, 256, repetitions=0.08, learning_rate=3e-3, shares=FIRST_SHARES),
+    Stage(800, 4, 512, repetitions=0.03, learning_rate=3e-3, shares=LATER_SHARES),
+    Stage(400, 2, 1024, repetitions=0.02, learning_rate=2.5e-3, shares=LATER_SHARES),
     Stage(1200, 1, 2048, repetitions=0.0, learning_rate=2.5e-3, shares=LATER_SHARES),
 )
 
 
 def make_config(tokenizer: Any) -> LlamaConfig:
-    """A Llama of 2.7 million parameters with heads of 64, two of them for every head of K and V."""
+    """A Llama of 3.2 million parameters with heads of 64, two of them for every head of K and V."""
     return LlamaConfig(
         vocab_size=VOCAB_SIZE,
         hidden_size=256,
         intermediate_size=512,
-        num_hidden_layers=4,
+        num_hidden_layers=5,
         num_attention_heads=4,
         num_key_value_heads=2,
         head_dim=64,

@@ -75,21 +75,16 @@ def _operation(rng: Random, value: int) -> tuple[str, int]:
 
 
 def rules(rng: Random) -> Item:
-    """Whether a person has a quality, by a chain of rules written out step by step. The end counts, chance 1/2."""
+    """What a person is in the end, by a chain of rules worked out step by step. Written; the last word counts."""
     length = rng.randint(2, 4)
-    chain = rng.sample(QUALITIES, length + 6)
+    chain = rng.sample(QUALITIES, length + 4)
     path, others = chain[: length + 1], chain[length + 1 :]
     pairs = [*pairwise(path), (others[0], others[1]), (others[2], path[rng.randrange(1, length)])]
     person = rng.choice(PEOPLE)
-    holds = rng.random() < 0.5
-    asked = path[-1] if holds else others[rng.choice((1, 3))]
     text = " ".join(f"If {left} then {right}." for left, right in shuffled(rng, pairs))
-    steps = ", so ".join(path)
-    verdict = "Yes" if holds else "No"
-    prompt = f"{text} {person} is {path[0]}. Is {person} {asked}?\nAnswer:"
-    return Item(
-        prompt, f" {person} is {steps}. {verdict}.", key=" ".join([*path, asked]), target=f"{path[-1]}. {verdict}."
-    )
+    prompt = f"{text} {person} is {path[0]}. What is {person} in the end?\nAnswer:"
+    answer = f" {person} is {', so '.join(path)}."
+    return Item(prompt, answer, key=" ".join(path), target=f"so {path[-1]}.")
 
 
 def calibration(rng: Random) -> Item:

@@ -49,7 +49,7 @@ TASKS: Final[dict[str, Task]] = {
         Task("in_context", "emergent", emergent.in_context, "choice", 1 / 3),
         Task("formatting", "emergent", emergent.formatting, "written"),
         Task("arithmetic", "emergent", emergent.arithmetic, "written"),
-        Task("rules", "emergent", emergent.rules, "written", 1 / 2),
+        Task("rules", "emergent", emergent.rules, "written"),
         Task("calibration", "emergent", emergent.calibration, "choice", 1 / 2),
         Task("ethics", "trust", trust.ethics, "choice", 1 / 3),
         Task("robustness", "trust", trust.robustness, "choice", 1 / 4),
