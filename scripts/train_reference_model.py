@@ -38,6 +38,7 @@ CONTEXT = 2048
 SHORT_ROWS, SHORT_LENGTH = 20, 256
 WARM_UP, DECAY_PART = 100, 0.22
 CHECK_EVERY = 100
+SAVE_EVERY = 200
 LINES_PART = 0.35  # of the loss
 
 
@@ -108,7 +109,7 @@ def backward(model: Any, body: Any, batch: Batch, weight: float) -> float:
 
 
 def train(out: Path, seed: int, stop: int | None) -> None:
-    """Trains, and writes model, tokenizer and log to `out`. What was done is kept in `out` at the end of each stage."""
+    """Trains, and writes model, tokenizer and log to `out`. What was done is kept in `out`, to go on from."""
     out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(seed)
     torch.use_deterministic_algorithms(True)
@@ -123,9 +124,9 @@ def train(out: Path, seed: int, stop: int | None) -> None:
     if progress.state.exists():
         progress.restore(optimizer)
     steps = sum(stage.steps for stage in STAGES)
+    end = 0  # of a stage, in steps of the run
     for number, stage in enumerate(STAGES):
-        if number < progress.stages:
-            continue
+        begin, end = end, end + stage.steps
         short = Batches(
             tokenizer,
             SHORT_ROWS,
@@ -135,20 +136,25 @@ def train(out: Path, seed: int, stop: int | None) -> None:
             shares=stage.shares,
         )
         long = Batches(tokenizer, stage.rows, stage.length, seed=f"{seed} {number} long", lines=True)
-        for _ in range(stage.steps):
+        if begin < progress.step < end:  # the run goes on inside this stage: batches it had are passed over
+            for _ in range(progress.step - begin):
+                short.next()
+                long.next()
+        while progress.step < end:
             a, b = short.next(), long.next()
             losses = backward(model, body, a, 1 - LINES_PART), backward(model, body, b, LINES_PART)
             optimizer.step(stage.learning_rate * factor(progress.step, steps))
             progress.count(a.tokens.numel() + b.tokens.numel())
             if progress.step % CHECK_EVERY == 0 or progress.step in (steps, stop):
                 progress.write(losses, checker.check(model, stage.length))
+            if progress.step % SAVE_EVERY == 0:
+                progress.save(optimizer)
             if progress.step == stop:
                 print(f"stopped; weights {digest(model)}")
                 return
-        progress.save(optimizer)
     model.save_pretrained(out)
     tokenizer.save_pretrained(out)
-    progress.state.unlink()
+    progress.state.unlink(missing_ok=True)
     print(f"finished; weights {digest(model)}")
 
 

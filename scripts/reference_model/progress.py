@@ -19,7 +19,7 @@ class Progress:
 
     def __init__(self, folder: Path) -> None:
         self.log, self.state = folder / "training_log.csv", folder / "state.pt"
-        self.step = self.tokens = self.stages = 0
+        self.step = self.tokens = 0
         self.before, self.begin = 0.0, time.perf_counter()
 
     @property
@@ -54,20 +54,19 @@ class Progress:
         )
 
     def save(self, optimizer: Optimizer) -> None:
-        """A stage is finished."""
-        self.stages += 1
+        """Keeps all that is needed to go on from here."""
         partial = self.state.with_suffix(".partial")
         torch.save(
-            {"optimizer": optimizer.state_dict(), "counts": (self.step, self.tokens, self.stages, self.minutes)},
+            {"optimizer": optimizer.state_dict(), "counts": (self.step, self.tokens, self.minutes)},
             partial,
         )
         partial.replace(self.state)
 
     def restore(self, optimizer: Optimizer) -> None:
-        """Goes on after the last finished stage; the log loses what was written after it."""
+        """Goes on from the last save; the log loses what was written after it."""
         saved = torch.load(self.state, weights_only=True)
         optimizer.load_state_dict(saved["optimizer"])
-        self.step, self.tokens, self.stages, self.before = saved["counts"]
+        self.step, self.tokens, self.before = saved["counts"]
         with self.log.open(newline="") as file:
             rows = [row for row in csv.reader(file) if row[0] == COLUMNS[0] or int(row[0]) <= self.step]
         with self.log.open("w", newline="") as file:
