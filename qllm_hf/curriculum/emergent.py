@@ -95,18 +95,14 @@ def calibration(rng: Random) -> Item:
 
 
 def shown_answers(rng: Random) -> Scene:
-    """A text as for `calibration`, with a right or wrong answer for each of its people. One wrong answer in three is
-    right for somebody else."""
+    """A text as for `calibration`, with a right and a wrong answer for each of its people. One wrong answer in three
+    is right for somebody else."""
     people, places = rng.sample(PEOPLE, 3), rng.sample(PLACES, 6)
-    told = list(zip(people, places, strict=False))
-    text = " ".join(f"{person} is at the {place}." for person, place in told)
+    text = " ".join(f"{person} is at the {place}." for person, place in zip(people, places, strict=False))
     statements = []
-    for person, place in told:
-        is_right = rng.random() < 0.5
-        wrong = [other for other in places[:3] if other != place] if rng.random() < 1 / 3 else places[3:]
-        shown = place if is_right else rng.choice(wrong)
-        question = (
-            f"\nQuestion: Where is {person}?\nShown answer: {person} is at the {shown}.\nIs the shown answer right?"
-        )
-        statements.append((question, " Yes" if is_right else " No", f"{person} {place} {shown}"))
-    return text, statements
+    for person, place, foreign in zip(people, places[:3], places[3:], strict=True):
+        others = [other for other in places[:3] if other != place]
+        wrong = rng.choice(others) if rng.random() < 1 / 3 else foreign
+        for shown, verdict in ((place, " Yes"), (wrong, " No")):
+            statements.append((f"\nWhere is {person}? At the {shown}:", verdict, f"{person} {place} {shown}"))
+    return f"{text}\nWhich answers are right?", statements

@@ -17,8 +17,8 @@ from qllm_hf.curriculum.long_context import lines_with_many_questions
 from qllm_hf.curriculum.tasks import TASKS, training_item
 from qllm_hf.curriculum.words import KINDS, LABELS, LINE_KEYS, PEOPLE
 
-KINDS_OF_WORDS, FEW_WORDS = "kinds", "few words"
-# How many of a hundred short documents are of each task.
+KINDS_OF_WORDS, FEW_WORDS, MEMBERS = "kinds", "few words", "members"
+# How many short documents are of each task, in parts.
 FIRST_SHARES = {
     "stories": 5,
     "cloze": 5,
@@ -36,6 +36,7 @@ FIRST_SHARES = {
     "second_turn": 6,
     KINDS_OF_WORDS: 4,
     FEW_WORDS: 8,
+    MEMBERS: 10,
 }
 # The same when the easy ones are learned.
 LATER_SHARES = {
@@ -55,6 +56,7 @@ LATER_SHARES = {
     "second_turn": 8,
     KINDS_OF_WORDS: 2,
     FEW_WORDS: 4,
+    MEMBERS: 4,
 }
 SCENES = {
     "understanding": stories.belongings,
@@ -138,7 +140,19 @@ def few_words(rng: Random) -> Document:
     return pieces
 
 
-EXERCISES = {KINDS_OF_WORDS: kinds, FEW_WORDS: few_words}
+def members(rng: Random) -> Document:
+    """Whether a list has a word: the first step of telling right answers from wrong ones, and hard to learn there."""
+    words = rng.sample(LINE_KEYS + PEOPLE, 12)
+    length = rng.randint(3, 8)
+    inside = rng.sample(words[:length], min(length, 4))
+    verdicts = [(word, " Yes") for word in inside] + [(word, " No") for word in words[length:][: len(inside)]]
+    pieces: Document = [(f"Words: {' '.join(words[:length])}\n", False)]
+    for word, verdict in shuffled(rng, verdicts):
+        pieces += [(f"- {word}:", False), (f"{verdict}\n", True)]
+    return pieces
+
+
+EXERCISES = {KINDS_OF_WORDS: kinds, FEW_WORDS: few_words, MEMBERS: members}
 
 
 class Batches:

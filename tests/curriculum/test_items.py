@@ -124,8 +124,8 @@ def test_rules(rng):
 @given(seeds)
 def test_calibration(rng):
     item = emergent.calibration(rng)
-    text, shown = re.search(r"(.*)\n.*\nShown answer: (.*\.)\n", item.prompt).groups()
-    assert (item.answer == " Yes") == (shown in text)
+    text, person, place = re.search(r"(.*)\n.*\nWhere is (.*)\? At the (.*):$", item.prompt).groups()
+    assert (item.answer == " Yes") == (f"{person} is at the {place}." in text)
 
 
 @given(seeds)
