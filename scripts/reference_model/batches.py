@@ -36,7 +36,7 @@ FIRST_SHARES = {
     "second_turn": 6,
     KINDS_OF_WORDS: 4,
     FEW_WORDS: 8,
-    MEMBERS: 10,
+    MEMBERS: 12,
 }
 # The same when the easy ones are learned.
 LATER_SHARES = {
@@ -57,6 +57,26 @@ LATER_SHARES = {
     KINDS_OF_WORDS: 2,
     FEW_WORDS: 4,
     MEMBERS: 4,
+}
+# At the end, what takes longest: sums, and second turns.
+LAST_SHARES = {
+    "stories": 5,
+    "cloze": 4,
+    "understanding": 3,
+    "description": 1,
+    "in_context": 10,
+    "formatting": 12,
+    "arithmetic": 32,
+    "rules": 8,
+    "calibration": 10,
+    "ethics": 2,
+    "robustness": 2,
+    "unanswerable": 4,
+    "first_turn": 2,
+    "second_turn": 14,
+    KINDS_OF_WORDS: 2,
+    FEW_WORDS: 2,
+    MEMBERS: 2,
 }
 SCENES = {
     "understanding": stories.belongings,

@@ -27,14 +27,9 @@ class Progress:
         """Time spent on training, that of earlier parts of the run included."""
         return self.before + (time.perf_counter() - self.begin) / 60
 
-    def count(self, tokens: int) -> None:
-        """One more step."""
-        self.step += 1
-        self.tokens += tokens
-
-    def write(self, losses: tuple[float, float], checked: dict[str, Checked]) -> None:
-        """One line per task in the log; `losses` of the last batches, short documents and lines, come first."""
-        rows = [("training/short", losses[0], None), ("training/lines", losses[1], None)]
+    def write(self, losses: dict[str, float], checked: dict[str, Checked]) -> None:
+        """One line per task in the log; `losses` of the last batches come first."""
+        rows = [(f"training/{name}", loss, None) for name, loss in losses.items()]
         rows += [(name, score.loss, score.right) for name, score in checked.items()]
         is_new = not self.log.exists() or self.step == 0
         with self.log.open("a", newline="") as file:

@@ -124,7 +124,7 @@ def test_rules(rng):
 @given(seeds)
 def test_calibration(rng):
     item = emergent.calibration(rng)
-    text, person, place = re.search(r"(.*)\n.*\nWhere is (.*)\? At the (.*):$", item.prompt).groups()
+    text, person, place = re.search(r"(.*)\nWhere is (.*)\? At the (.*):$", item.prompt).groups()
     assert (item.answer == " Yes") == (f"{person} is at the {place}." in text)
 
 
