@@ -72,14 +72,14 @@ def training_item(task: Task, rng: Random) -> Item:
 def held_out_items(task: Task, count: int, seed: int = TEST_SEED) -> list[Item]:
     """`count` different items that no training text contains, always the same for a seed.
 
-    In place of one that was there already comes another with the same answer: there are fewer right sums than wrong
-    ones, and leaving out repetitions would make "No" the better guess.
+    Where answers are chosen, another with the same answer comes in place of one that was there already: if the right
+    ones are fewer than the wrong ones, leaving out repetitions would make "No" the better guess.
     """
     rng = Random(f"{seed} {task.name}")
     items: dict[str, Item] = {}
     while len(items) < count:
         item = first = _item(task, rng, test=True)
-        while item.prompt + item.answer in items or item.answer != first.answer:
+        while item.prompt + item.answer in items or (item.choices and item.answer != first.answer):
             item = _item(task, rng, test=True)
         items[item.prompt + item.answer] = item
     return list(items.values())
