@@ -12,12 +12,12 @@ import torch
 
 from qllm_hf.curriculum import emergent, stories, trust
 from qllm_hf.curriculum.dialogue import END
-from qllm_hf.curriculum.item import held_out, shuffled
+from qllm_hf.curriculum.item import english, held_out, shuffled
 from qllm_hf.curriculum.long_context import lines_with_many_questions
 from qllm_hf.curriculum.tasks import TASKS, training_item
-from qllm_hf.curriculum.words import KINDS, LABELS, LINE_KEYS, PEOPLE
+from qllm_hf.curriculum.words import COLOURS, KINDS, LABELS, LINE_KEYS, PEOPLE, THINGS
 
-KINDS_OF_WORDS, FEW_WORDS, MEMBERS = "kinds", "few words", "members"
+KINDS_OF_WORDS, FEW_WORDS, MEMBERS, PAIRS, BINDINGS = "kinds", "few words", "members", "pairs", "bindings"
 # How many short documents are of each task, in parts.
 FIRST_SHARES = {
     "stories": 5,
@@ -37,6 +37,8 @@ FIRST_SHARES = {
     KINDS_OF_WORDS: 4,
     FEW_WORDS: 8,
     MEMBERS: 12,
+    PAIRS: 10,
+    BINDINGS: 6,
 }
 # The same when the easy ones are learned.
 LATER_SHARES = {
@@ -57,6 +59,8 @@ LATER_SHARES = {
     KINDS_OF_WORDS: 2,
     FEW_WORDS: 4,
     MEMBERS: 4,
+    PAIRS: 5,
+    BINDINGS: 3,
 }
 # At the end, what takes longest: sums, and second turns.
 LAST_SHARES = {
@@ -77,6 +81,8 @@ LAST_SHARES = {
     KINDS_OF_WORDS: 2,
     FEW_WORDS: 2,
     MEMBERS: 2,
+    PAIRS: 4,
+    BINDINGS: 3,
 }
 SCENES = {
     "understanding": stories.belongings,
@@ -166,13 +172,35 @@ def members(rng: Random) -> Document:
     length = rng.randint(3, 8)
     inside = rng.sample(words[:length], min(length, 4))
     verdicts = [(word, " Yes") for word in inside] + [(word, " No") for word in words[length:][: len(inside)]]
-    pieces: Document = [(f"Words: {' '.join(words[:length])}\n", False)]
-    for word, verdict in shuffled(rng, verdicts):
-        pieces += [(f"- {word}:", False), (f"{verdict}\n", True)]
-    return pieces
+    return [(f"Words: {' '.join(words[:length])}\n", False), *_asked(shuffled(rng, verdicts))]
 
 
-EXERCISES = {KINDS_OF_WORDS: kinds, FEW_WORDS: few_words, MEMBERS: members}
+def pairs(rng: Random) -> Document:
+    """Whether two words belong together, where both are there: the second step."""
+    length = rng.randint(2, 5)
+    words = rng.sample(LINE_KEYS + PEOPLE, 2 * length)
+    left, right = words[:length], words[length:]
+    verdicts = [(f"{a} {b}", " Yes") for a, b in zip(left, right, strict=True)]
+    verdicts += [(f"{a} {b}", " No") for a, b in zip(left, right[1:] + right[:1], strict=True)]
+    told = ", ".join(f"{a} {b}" for a, b in zip(left, right, strict=True))
+    return [(f"Pairs: {told}\n", False), *_asked(shuffled(rng, verdicts))]
+
+
+def bindings(rng: Random) -> Document:
+    """Which colour a thing has, and which thing has a colour: what second turns ask for."""
+    length = rng.randint(2, 4)
+    told = list(zip(rng.sample(COLOURS, length), rng.sample(THINGS, length), strict=True))
+    text = english(f"I have {' and '.join(f'a {colour} {thing}' for colour, thing in told)}.\n")
+    answers = [(thing, f" {colour}") for colour, thing in told] + [(colour, f" {thing}") for colour, thing in told]
+    return [(text, False), *_asked(shuffled(rng, answers))]
+
+
+def _asked(answers: list[tuple[str, str]]) -> Document:
+    """A line for every word and its answer."""
+    return [piece for word, answer in answers for piece in ((f"- {word}:", False), (f"{answer}\n", True))]
+
+
+EXERCISES = {KINDS_OF_WORDS: kinds, FEW_WORDS: few_words, MEMBERS: members, PAIRS: pairs, BINDINGS: bindings}
 
 
 class Batches:
