@@ -68,11 +68,11 @@ class Stage:
 # understood, their loss is high and teaches little.
 STAGES = (
     Stage(250, 12, 256, lines=0.35, repetitions=0.75, learning_rate=4e-3, shares=FIRST_SHARES),
-    Stage(550, 0, 256, lines=0.0, repetitions=0.08, learning_rate=3e-3, shares=FIRST_SHARES),
-    Stage(550, 8, 256, lines=0.35, repetitions=0.08, learning_rate=3e-3, shares=FIRST_SHARES),
+    Stage(450, 0, 256, lines=0.0, repetitions=0.08, learning_rate=3e-3, shares=FIRST_SHARES),
+    Stage(600, 8, 256, lines=0.35, repetitions=0.08, learning_rate=3e-3, shares=FIRST_SHARES),
     Stage(500, 4, 512, lines=0.35, repetitions=0.03, learning_rate=3e-3, shares=LATER_SHARES),
     Stage(300, 2, 1024, lines=0.35, repetitions=0.02, learning_rate=2.5e-3, shares=LATER_SHARES),
-    Stage(700, 1, 2048, lines=0.35, repetitions=0.0, learning_rate=2.5e-3, shares=LAST_SHARES),
+    Stage(750, 1, 2048, lines=0.35, repetitions=0.0, learning_rate=2.5e-3, shares=LAST_SHARES),
 )
 
 

@@ -15,7 +15,7 @@ from qllm_hf.curriculum.dialogue import END
 from qllm_hf.curriculum.item import english, held_out, shuffled
 from qllm_hf.curriculum.long_context import lines_with_many_questions
 from qllm_hf.curriculum.tasks import TASKS, training_item
-from qllm_hf.curriculum.words import COLOURS, KINDS, LABELS, LINE_KEYS, PEOPLE, THINGS
+from qllm_hf.curriculum.words import COLOURS, KINDS, LABELS, LINE_KEYS, PEOPLE, PLACES, THINGS
 
 KINDS_OF_WORDS, FEW_WORDS, MEMBERS, PAIRS, BINDINGS = "kinds", "few words", "members", "pairs", "bindings"
 # How many short documents are of each task, in parts.
@@ -37,8 +37,6 @@ FIRST_SHARES = {
     KINDS_OF_WORDS: 4,
     FEW_WORDS: 8,
     MEMBERS: 12,
-    PAIRS: 10,
-    BINDINGS: 6,
 }
 # The same when the easy ones are learned.
 LATER_SHARES = {
@@ -59,8 +57,8 @@ LATER_SHARES = {
     KINDS_OF_WORDS: 2,
     FEW_WORDS: 4,
     MEMBERS: 4,
-    PAIRS: 5,
-    BINDINGS: 3,
+    PAIRS: 8,
+    BINDINGS: 8,
 }
 # At the end, what takes longest: sums, and second turns.
 LAST_SHARES = {
@@ -81,8 +79,8 @@ LAST_SHARES = {
     KINDS_OF_WORDS: 2,
     FEW_WORDS: 2,
     MEMBERS: 2,
-    PAIRS: 4,
-    BINDINGS: 3,
+    PAIRS: 6,
+    BINDINGS: 6,
 }
 SCENES = {
     "understanding": stories.belongings,
@@ -176,14 +174,19 @@ def members(rng: Random) -> Document:
 
 
 def pairs(rng: Random) -> Document:
-    """Whether two words belong together, where both are there: the second step."""
+    """Whether two words belong together, where both are there: the second step. Half of the texts say where people are,
+    as texts with shown answers do."""
     length = rng.randint(2, 5)
-    words = rng.sample(LINE_KEYS + PEOPLE, 2 * length)
-    left, right = words[:length], words[length:]
+    if rng.random() < 0.5:
+        left, right = rng.sample(PEOPLE, length), rng.sample(PLACES, length)
+        told = " ".join(f"{person} is at the {place}." for person, place in zip(left, right, strict=True))
+    else:
+        words = rng.sample(LINE_KEYS + PEOPLE, 2 * length)
+        left, right = words[:length], words[length:]
+        told = "Pairs: " + ", ".join(f"{a} {b}" for a, b in zip(left, right, strict=True))
     verdicts = [(f"{a} {b}", " Yes") for a, b in zip(left, right, strict=True)]
     verdicts += [(f"{a} {b}", " No") for a, b in zip(left, right[1:] + right[:1], strict=True)]
-    told = ", ".join(f"{a} {b}" for a, b in zip(left, right, strict=True))
-    return [(f"Pairs: {told}\n", False), *_asked(shuffled(rng, verdicts))]
+    return [(f"{told}\n", False), *_asked(shuffled(rng, verdicts))]
 
 
 def bindings(rng: Random) -> Document:
