@@ -54,7 +54,6 @@ TASKS: Final[dict[str, Task]] = {
         Task("ethics", "trust", trust.ethics, "choice", 1 / 3),
         Task("robustness", "trust", trust.robustness, "choice", 1 / 4),
         Task("unanswerable", "trust", trust.unanswerable, "choice", 1 / 4),
-        Task("first_turn", "dialogue", dialogue.first_turn, "written"),
         Task("second_turn", "dialogue", dialogue.second_turn, "written"),
         *(
             Task(f"lines_{tokens}", "long", partial(long_context.lines, tokens=tokens), "greedy", longest=tokens)

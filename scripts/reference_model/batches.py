@@ -10,11 +10,11 @@ from typing import Any
 
 import torch
 
-from qllm_hf.curriculum import emergent, stories, trust
+from qllm_hf.curriculum import dialogue, emergent, stories, trust
 from qllm_hf.curriculum.dialogue import END
 from qllm_hf.curriculum.item import english, held_out, shuffled
 from qllm_hf.curriculum.long_context import lines_with_many_questions
-from qllm_hf.curriculum.tasks import TASKS, training_item
+from qllm_hf.curriculum.tasks import TASKS, Task, training_item
 from qllm_hf.curriculum.words import COLOURS, KINDS, LABELS, LINE_KEYS, PEOPLE, PLACES, THINGS
 
 KINDS_OF_WORDS, FEW_WORDS, MEMBERS, PAIRS, BINDINGS = "kinds", "few words", "members", "pairs", "bindings"
@@ -90,6 +90,7 @@ SCENES = {
 }
 # A prompt is mostly random words. Learning a part of it keeps the model fluent without drowning the answers.
 PROMPT_PART = 0.1
+FIRST_TURN = Task("first_turn", "dialogue", dialogue.first_turn, "written")
 LOOKAHEAD = 64  # documents that wait to fill the end of a row
 SHORTEST = 40  # tokens of a document of lines
 
@@ -153,6 +154,12 @@ def long_document(rng: Random, tokens: int) -> Document:
     return pieces
 
 
+def first_turn(rng: Random) -> Document:
+    """How a dialogue begins. No test asks for it: what is asked later is what makes a dialogue one of its own."""
+    item = training_item(FIRST_TURN, rng)
+    return [(item.prompt, False), (item.answer + END, True)]
+
+
 def few_words(rng: Random) -> Document:
     """Labels as in `in_context`, but some words come again: what is the same is found before what is alike."""
     groups = rng.sample(sorted(KINDS), 3)
@@ -203,7 +210,14 @@ def _asked(answers: list[tuple[str, str]]) -> Document:
     return [piece for word, answer in answers for piece in ((f"- {word}:", False), (f"{answer}\n", True))]
 
 
-EXERCISES = {KINDS_OF_WORDS: kinds, FEW_WORDS: few_words, MEMBERS: members, PAIRS: pairs, BINDINGS: bindings}
+EXERCISES = {
+    "first_turn": first_turn,
+    KINDS_OF_WORDS: kinds,
+    FEW_WORDS: few_words,
+    MEMBERS: members,
+    PAIRS: pairs,
+    BINDINGS: bindings,
+}
 
 
 class Batches:
