@@ -18,8 +18,11 @@ from typing import Any
 import torch
 from reference_model.batches import (
     FIRST_SHARES,
+    JUDGING_AGAIN_SHARES,
+    JUDGING_SHARES,
     LAST_SHARES,
     LATER_SHARES,
+    MARKING_SHARES,
     Batch,
     Batches,
     long_document,
@@ -37,7 +40,7 @@ from qllm_hf.curriculum.words import KINDS, LINE_KEYS, PEOPLE
 
 CONTEXT = 2048
 SHORT_ROWS, SHORT_LENGTH = 20, 256
-WARM_UP, DECAY_PART = 100, 0.22
+WARM_UP, DECAY_PART = 100, 0.2
 CHECK_EVERY = 100
 SAVE_EVERY = 200
 
@@ -64,15 +67,20 @@ class Stage:
     shares: Mapping[str, float]
 
 
-# To look things up is learned first, then to judge them. Lines would be in the way of that: until their digits are
-# understood, their loss is high and teaches little.
+# To look things up is learned first, then to judge: whether a word was said at all, whether two belong together, and
+# last whether an answer is right. Lines are in the way of that: until their digits are understood, their loss is high
+# and teaches little. Hence the stages without them.
 STAGES = (
     Stage(250, 12, 256, lines=0.35, repetitions=0.75, learning_rate=4e-3, shares=FIRST_SHARES),
     Stage(450, 0, 256, lines=0.0, repetitions=0.08, learning_rate=3e-3, shares=FIRST_SHARES),
-    Stage(600, 8, 256, lines=0.35, repetitions=0.08, learning_rate=3e-3, shares=FIRST_SHARES),
-    Stage(500, 4, 512, lines=0.35, repetitions=0.03, learning_rate=3e-3, shares=LATER_SHARES),
-    Stage(300, 2, 1024, lines=0.35, repetitions=0.02, learning_rate=2.5e-3, shares=LATER_SHARES),
-    Stage(750, 1, 2048, lines=0.35, repetitions=0.0, learning_rate=2.5e-3, shares=LAST_SHARES),
+    Stage(500, 8, 256, lines=0.35, repetitions=0.08, learning_rate=3e-3, shares=FIRST_SHARES),
+    Stage(300, 0, 256, lines=0.0, repetitions=0.03, learning_rate=3e-3, shares=JUDGING_SHARES),
+    Stage(450, 4, 512, lines=0.35, repetitions=0.03, learning_rate=3e-3, shares=LATER_SHARES),
+    Stage(50, 2, 1024, lines=0.35, repetitions=0.02, learning_rate=2.5e-3, shares=LATER_SHARES),
+    Stage(200, 0, 256, lines=0.0, repetitions=0.02, learning_rate=2.5e-3, shares=JUDGING_AGAIN_SHARES),
+    Stage(200, 0, 256, lines=0.0, repetitions=0.02, learning_rate=3e-3, shares=MARKING_SHARES),
+    Stage(100, 2, 1024, lines=0.35, repetitions=0.0, learning_rate=2.5e-3, shares=LAST_SHARES),
+    Stage(600, 1, 2048, lines=0.35, repetitions=0.0, learning_rate=2.5e-3, shares=LAST_SHARES),
 )
 
 

@@ -6,7 +6,7 @@ from itertools import pairwise
 from random import Random
 
 from .item import Item, Scene, shuffled
-from .words import KINDS, LABELS, LINE_KEYS, PEOPLE, PLACES, QUALITIES
+from .words import KINDS, LABELS, LINE_KEYS, PEOPLE, QUALITIES
 
 
 def in_context(rng: Random, shots: int = 9) -> Item:
@@ -88,21 +88,19 @@ def rules(rng: Random) -> Item:
 
 
 def calibration(rng: Random) -> Item:
-    """Whether a shown answer to a question about a text is right. Two choices, chance 1/2."""
-    text, statements = shown_answers(rng)
-    question, answer, key = rng.choice(statements)
-    return Item(text + question, answer, key=key, choices=(" Yes", " No"))
+    """Whether a shown answer is right: a word that should be one of a list. Two choices, chance 1/2."""
+    text, answers = shown_answers(rng)
+    question, verdict, key = rng.choice(answers)
+    return Item(text + question, verdict, key=key, choices=(" Yes", " No"))
 
 
 def shown_answers(rng: Random) -> Scene:
-    """A text as for `calibration`, with a right and a wrong answer for each of its people. One wrong answer in three
-    is right for somebody else."""
-    people, places = rng.sample(PEOPLE, 3), rng.sample(PLACES, 6)
-    text = " ".join(f"{person} is at the {place}." for person, place in zip(people, places, strict=False))
-    statements = []
-    for person, place, foreign in zip(people, places[:3], places[3:], strict=True):
-        others = [other for other in places[:3] if other != place]
-        wrong = rng.choice(others) if rng.random() < 1 / 3 else foreign
-        for shown, verdict in ((place, " Yes"), (wrong, " No")):
-            statements.append((f"\nWhere is {person}? At the {shown}:", verdict, f"{person} {place} {shown}"))
-    return text, statements
+    """A list as for `calibration`, with four words that were shown as answers, each right or wrong by chance."""
+    words = rng.sample(LINE_KEYS, 12)
+    length = rng.randint(5, 8)
+    listed, others = words[:length], words[length:]
+    answers = []
+    for inside, outside in zip(shuffled(rng, listed)[:4], others[:4], strict=True):
+        word, verdict = rng.choice(((inside, " Yes"), (outside, " No")))
+        answers.append((f"\n- {word}:", verdict, f"{' '.join(listed)} {word}"))
+    return f"Words: {' '.join(listed)}\nIs that right?", answers

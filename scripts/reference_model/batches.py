@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from random import Random
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -17,7 +17,9 @@ from qllm_hf.curriculum.long_context import lines_with_many_questions
 from qllm_hf.curriculum.tasks import TASKS, Task, training_item
 from qllm_hf.curriculum.words import COLOURS, KINDS, LABELS, LINE_KEYS, PEOPLE, PLACES, THINGS
 
-KINDS_OF_WORDS, FEW_WORDS, MEMBERS, PAIRS, BINDINGS = "kinds", "few words", "members", "pairs", "bindings"
+KINDS_OF_WORDS, FEW_WORDS, MEMBERS = "kinds", "few words", "members"
+PAIRS, BINDINGS, MARKS, OF_PEOPLE = "pairs", "bindings", "marks", "answers about people"
+IN_WORDS, IN_WORDS_ONCE = "shown answers in words", "shown answers in words, one of each person"
 # How many short documents are of each task, in parts.
 FIRST_SHARES = {
     "stories": 5,
@@ -28,7 +30,7 @@ FIRST_SHARES = {
     "formatting": 6,
     "arithmetic": 14,
     "rules": 12,
-    "calibration": 12,
+    IN_WORDS: 12,
     "ethics": 5,
     "robustness": 6,
     "unanswerable": 6,
@@ -37,6 +39,26 @@ FIRST_SHARES = {
     KINDS_OF_WORDS: 4,
     FEW_WORDS: 8,
     MEMBERS: 12,
+}
+# When it is known whether a word was there, whether an answer is right can be learned from it.
+JUDGING_SHARES = {
+    "stories": 4,
+    "cloze": 3,
+    "understanding": 3,
+    "description": 1,
+    "in_context": 10,
+    "formatting": 10,
+    "arithmetic": 14,
+    "rules": 6,
+    "ethics": 2,
+    "robustness": 3,
+    "unanswerable": 4,
+    "first_turn": 1,
+    "second_turn": 6,
+    KINDS_OF_WORDS: 2,
+    FEW_WORDS: 4,
+    MEMBERS: 8,
+    IN_WORDS_ONCE: 32,
 }
 # The same when the easy ones are learned.
 LATER_SHARES = {
@@ -48,7 +70,6 @@ LATER_SHARES = {
     "formatting": 14,
     "arithmetic": 14,
     "rules": 14,
-    "calibration": 12,
     "ethics": 3,
     "robustness": 3,
     "unanswerable": 3,
@@ -59,32 +80,77 @@ LATER_SHARES = {
     MEMBERS: 4,
     PAIRS: 8,
     BINDINGS: 8,
+    IN_WORDS_ONCE: 16,
 }
-# At the end, what takes longest: sums, and second turns.
+# What takes longest: sums, second turns, and judging in few words.
+JUDGING_AGAIN_SHARES = {
+    "stories": 5,
+    "cloze": 4,
+    "understanding": 3,
+    "description": 1,
+    "in_context": 8,
+    "formatting": 10,
+    "arithmetic": 26,
+    "rules": 6,
+    OF_PEOPLE: 24,
+    "ethics": 2,
+    "robustness": 2,
+    "unanswerable": 8,
+    "first_turn": 2,
+    "second_turn": 12,
+    KINDS_OF_WORDS: 2,
+    FEW_WORDS: 2,
+    MEMBERS: 6,
+    PAIRS: 14,
+    BINDINGS: 4,
+}
+# For a while, marking and little else.
+MARKING_SHARES = {
+    "stories": 3,
+    "cloze": 2,
+    "understanding": 2,
+    "description": 1,
+    "in_context": 4,
+    "formatting": 6,
+    "arithmetic": 12,
+    "rules": 3,
+    OF_PEOPLE: 40,
+    "ethics": 2,
+    "robustness": 2,
+    "unanswerable": 6,
+    "first_turn": 1,
+    "second_turn": 6,
+    KINDS_OF_WORDS: 1,
+    FEW_WORDS: 1,
+    MEMBERS: 6,
+    BINDINGS: 2,
+    MARKS: 30,
+}
+# At the end, sums and second turns.
 LAST_SHARES = {
     "stories": 5,
     "cloze": 4,
     "understanding": 3,
     "description": 1,
-    "in_context": 10,
+    "in_context": 8,
     "formatting": 12,
-    "arithmetic": 32,
-    "rules": 8,
+    "arithmetic": 28,
+    "rules": 6,
     "calibration": 10,
     "ethics": 2,
-    "robustness": 2,
-    "unanswerable": 4,
+    "robustness": 3,
+    "unanswerable": 6,
     "first_turn": 2,
-    "second_turn": 14,
+    "second_turn": 18,
     KINDS_OF_WORDS: 2,
     FEW_WORDS: 2,
-    MEMBERS: 2,
+    MEMBERS: 1,
     PAIRS: 6,
-    BINDINGS: 6,
+    BINDINGS: 10,
 }
 SCENES = {
-    "understanding": stories.belongings,
     "calibration": emergent.shown_answers,
+    "understanding": stories.belongings,
     "robustness": trust.claims,
     "unanswerable": trust.strangers,
 }
@@ -92,6 +158,7 @@ SCENES = {
 PROMPT_PART = 0.1
 FIRST_TURN = Task("first_turn", "dialogue", dialogue.first_turn, "written")
 LOOKAHEAD = 64  # documents that wait to fill the end of a row
+ARE_THEY_RIGHT = "\nIs that right?\n"
 SHORTEST = 40  # tokens of a document of lines
 
 
@@ -108,6 +175,7 @@ class Batch:
     learned: torch.Tensor
 
 
+T = TypeVar("T")
 Document = list[tuple[str, bool]]  # pieces of text, and whether each is an answer
 
 
@@ -196,6 +264,72 @@ def pairs(rng: Random) -> Document:
     return [(f"{told}\n", False), *_asked(shuffled(rng, verdicts))]
 
 
+def of_people(rng: Random) -> Document:
+    """Answers to where somebody is, to be marked, one for each person: after a right and a wrong one, the second mark
+    could be told from the first."""
+    text, answers = _answers_about_people(rng)
+    asked = _one_of_each(rng, answers, 2)
+    marked = [(f"{person} {shown}", verdict) for person, shown, verdict, key in asked if not held_out(key)]
+    return [(f"{text}{ARE_THEY_RIGHT}", False), *_asked(marked)]
+
+
+def _answers_about_people(rng: Random) -> tuple[str, list[tuple[str, str, str, str]]]:
+    """A text that says where three people are, and for each of them, one after the other, a right and a wrong place:
+    person, place, verdict and key. One wrong place in three is right for somebody else."""
+    people, places = rng.sample(PEOPLE, 3), rng.sample(PLACES, 6)
+    text = " ".join(f"{person} is at the {place}." for person, place in zip(people, places, strict=False))
+    answers = []
+    for person, place, foreign in zip(people, places[:3], places[3:], strict=True):
+        others = [other for other in places[:3] if other != place]
+        wrong = rng.choice(others) if rng.random() < 1 / 3 else foreign
+        for shown, verdict in ((place, " Yes"), (wrong, " No")):
+            answers.append((person, shown, verdict, f"{person} {place} {shown}"))
+    return text, answers
+
+
+def marks(rng: Random) -> Document:
+    """Whether a place was said at all, in a list or of somebody: between telling whether a list has a word and telling
+    whether an answer is right."""
+    people, places = rng.sample(PEOPLE, 3), rng.sample(PLACES, 8)
+    if rng.random() < 0.5:
+        told = f"Words: {' '.join(places[:4])}"
+    else:
+        told = " ".join(f"{person} is at the {place}." for person, place in zip(people, places, strict=False))
+    said = places[: 4 if told.startswith("Words") else 3]
+    asked = shuffled(
+        rng,
+        [rng.choice(((inside, " Yes"), (outside, " No"))) for inside, outside in zip(said, places[4:], strict=False)],
+    )
+    return [(told + ARE_THEY_RIGHT, False), *_asked(asked)]
+
+
+def in_words(rng: Random) -> Document:
+    """Answers in whole sentences, a right and a wrong one for each person. No test asks like this: it begins to teach
+    what marking is, but marks of short lists are learned sooner."""
+    text, answers = _answers_about_people(rng)
+    return _marked_in_words(text, shuffled(rng, answers))
+
+
+def in_words_once(rng: Random) -> Document:
+    """The same with one answer for each person."""
+    text, answers = _answers_about_people(rng)
+    return _marked_in_words(text, _one_of_each(rng, answers, 2))
+
+
+def _one_of_each(rng: Random, values: list[T], size: int) -> list[T]:
+    """One value of each group of neighbours, in random order."""
+    groups = [values[begin : begin + size] for begin in range(0, len(values), size)]
+    return shuffled(rng, [rng.choice(group) for group in groups])
+
+
+def _marked_in_words(text: str, answers: list[tuple[str, str, str, str]]) -> Document:
+    pieces: Document = [(text, False)]
+    for person, shown, verdict, key in answers:
+        if not held_out(key):
+            pieces += [(f"\nWhere is {person}? At the {shown}:", False), (verdict, True)]
+    return [*pieces, (END, True)]
+
+
 def bindings(rng: Random) -> Document:
     """Which colour a thing has, and which thing has a colour: what second turns ask for."""
     length = rng.randint(2, 4)
@@ -217,6 +351,10 @@ EXERCISES = {
     MEMBERS: members,
     PAIRS: pairs,
     BINDINGS: bindings,
+    MARKS: marks,
+    OF_PEOPLE: of_people,
+    IN_WORDS: in_words,
+    IN_WORDS_ONCE: in_words_once,
 }
 
 

@@ -4,6 +4,7 @@ import re
 import subprocess
 import sys
 from collections import Counter
+from itertools import pairwise
 from random import Random
 
 import pytest
@@ -52,9 +53,9 @@ def test_the_border_has_two_sides():
     rng = Random(0)
     keys = Counter(held_out(emergent.calibration(rng).key) for _ in range(4000))
     assert 0.8 / HELD_OUT_PART < keys[True] / 4000 < 1.2 / HELD_OUT_PART
-    calibration = TASKS["calibration"]
-    either = {calibration.make(rng).key for _ in range(4000)}
-    assert either & {item.key for item in held_out_items(calibration, 200)}
+    ethics = TASKS["ethics"]
+    either = {ethics.make(rng).key for _ in range(4000)}
+    assert either & {item.key for item in held_out_items(ethics, 200)}
 
 
 def test_lines_for_training_ask_for_no_held_out_line():
@@ -124,8 +125,17 @@ def test_rules(rng):
 @given(seeds)
 def test_calibration(rng):
     item = emergent.calibration(rng)
-    text, person, place = re.search(r"(.*)\nWhere is (.*)\? At the (.*):$", item.prompt).groups()
-    assert (item.answer == " Yes") == (f"{person} is at the {place}." in text)
+    words, shown = re.fullmatch(r"Words: (.*)\nIs that right\?\n- (\w+):", item.prompt).groups()
+    assert (item.answer == " Yes") == (shown in words.split())
+
+
+def test_one_verdict_does_not_tell_the_next():
+    """Else half of the shown answers could be judged without reading the list."""
+    rng = Random(0)
+    scenes = [[verdict for _, verdict, _ in emergent.shown_answers(rng)[1]] for _ in range(2000)]
+    pairs = Counter((left, right) for verdicts in scenes for left, right in pairwise(verdicts))
+    assert all(count == pytest.approx(1500, rel=0.1) for count in pairs.values())
+    assert len(pairs) == 4
 
 
 @given(seeds)
