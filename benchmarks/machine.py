@@ -32,11 +32,22 @@ def machine() -> dict[str, str]:
 
 def write_results(name: str, rows: Iterable[Mapping[str, Any]]) -> Path:
     """Write rows, with the machine in the last columns, to results/<name>.csv."""
-    rows = [{**row, **machine()} for row in rows]
+    return write_rows(name, with_machine(rows))
+
+
+def with_machine(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The rows with the machine in the last columns."""
+    return [{**row, **machine()} for row in rows]
+
+
+def write_rows(name: str, rows: list[dict[str, Any]]) -> Path:
+    """Write rows as they are to results/<name>.csv, which is whole at every moment."""
     path = RESULTS / f"{name}.csv"
     path.parent.mkdir(exist_ok=True)
-    with path.open("w", newline="", encoding="utf-8") as file:
+    partial = path.with_suffix(".partial")
+    with partial.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, fieldnames=list(rows[0]), lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
+    partial.replace(path)
     return path

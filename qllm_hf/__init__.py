@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from . import _autoload
 
 if TYPE_CHECKING:
+    from .builtin import reference_model
     from .cache import QllmCache
     from .config import QllmConfig
     from .errors import (
@@ -43,6 +44,7 @@ _HOME = {
     "QllmHfQuantizer": "quantizer",
     "Scheme": "scheme",
     "quantize_": "inplace",
+    "reference_model": "builtin",
     "report": "reporting.model",
     **dict.fromkeys(
         (
@@ -73,6 +75,7 @@ __all__ = [
     "Scheme",
     "SchemeError",
     "quantize_",
+    "reference_model",
     "report",
 ]
 

@@ -21,6 +21,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+from .builtin import BUILTIN, REFERENCE, builtin_like
 from .checkpoint import PACKED, Checkpoint, read_checkpoint, read_config, some
 from .config import QUANT_METHOD, QllmConfig
 from .errors import CheckpointError, ModelError, did_you_mean
@@ -29,23 +30,34 @@ from .packed import packed_shapes
 from .plan import make_plan
 
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+_HOW = (
+    f"A model is given as a folder that holds config.json (./my-model), as an id on the Hub (owner/name), or as "
+    f"{REFERENCE!r}."
+)
 
 
 def local_folder(name_or_path: str) -> Path | None:
-    """The folder that is meant, or None if it can only be an id on the Hub.
+    """The folder that is meant, here or of a model in this package, or None if it can only be an id on the Hub.
+
+    A folder here comes first, as in transformers.
 
     Raises:
-        CheckpointError: it is neither.
+        CheckpointError: it is none of these, or the name of a built-in model with a slip of the pen: that is not
+            looked up on the Hub.
     """
     path = Path(name_or_path).expanduser()
     if name_or_path and path.is_dir():
         return path
     if name_or_path and path.exists():
         raise CheckpointError(f"{name_or_path!r} is a file. Give the folder that holds config.json.")
-    if not _HUB_ID.fullmatch(name_or_path) or name_or_path.startswith("."):
+    if name_or_path in BUILTIN:
+        return BUILTIN[name_or_path]
+    if near := builtin_like(name_or_path):
         raise CheckpointError(
-            f"there is no folder {name_or_path!r}, and ids on the Hub look like 'name' or 'owner/name'."
+            f"there is no model {name_or_path!r}. Did you mean {near!r}, which comes with qllm_hf? {_HOW}"
         )
+    if not _HUB_ID.fullmatch(name_or_path) or name_or_path.startswith("."):
+        raise CheckpointError(f"there is no folder {name_or_path!r}, and it cannot be an id on the Hub. {_HOW}")
     return None
 
 

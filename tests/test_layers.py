@@ -21,6 +21,7 @@ LAYERS = {
     "scheme": 1,
     "families": 1,
     "checkpoint": 1,
+    "builtin": 1,
     "patterns": 1,
     "curriculum": 1,
     "_autoload": 1,
@@ -55,6 +56,7 @@ DOORS = {"__init__", "_autoload"}
 FROM_DOOR = {"__version__"}
 
 WITHOUT_TRANSFORMERS = {
+    "builtin",
     "errors",
     "layout",
     "scheme",
@@ -68,7 +70,7 @@ WITHOUT_TRANSFORMERS = {
     "ops",
     "nn",
 }
-WITHOUT_TORCH = {"errors", "layout", "scheme", "families", "patterns", "curriculum"}
+WITHOUT_TORCH = {"errors", "builtin", "layout", "scheme", "families", "patterns", "curriculum"}
 MAX_LINES = 500
 
 

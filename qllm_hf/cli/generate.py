@@ -14,7 +14,7 @@ from .output import answer, answering, note
 
 def generate(
     model: options.Model,
-    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="What the text begins with.", show_default=False)],
+    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="What the text begins with.")] = "Once upon a time",
     scheme: options.SchemeText = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens to write at most.")] = 64,
     temperature: Annotated[float, typer.Option(min=0.0, help="0 always takes the likeliest token.")] = 0.0,

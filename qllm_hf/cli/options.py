@@ -22,7 +22,14 @@ class Dtype(str, Enum):
     float16 = "float16"
 
 
-Model = Annotated[str, typer.Argument(metavar="MODEL", help="A folder, or an id on the Hub.", show_default=False)]
+Model = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL",
+        help="A folder, an id on the Hub, or 'reference', which comes with qllm_hf.",
+        show_default=False,
+    ),
+]
 SchemeText = Annotated[
     str | None,
     typer.Option("--scheme", "-s", help="Bits, such as W4, W4A8, KV4, W4KV8, or with group sizes: W4g32KV8g64."),

@@ -70,6 +70,7 @@ def quantize(
             config_dict,
             load_model,
             load_tokenizer,
+            local_folder,
             model_on_meta,
             quantization_of,
             save_model,
@@ -91,7 +92,8 @@ def quantize(
             return
         assert output is not None
         check_output(output, overwrite=overwrite)
-        if Path(model).expanduser().resolve() == output.expanduser().resolve():
+        folder = local_folder(model)
+        if folder is not None and folder.resolve() == output.expanduser().resolve():
             raise CheckpointError(f"{model!r} would be replaced by its own quantized form. Save in another folder.")
         begin = time.perf_counter()
         loaded = load_model(
@@ -103,11 +105,11 @@ def quantize(
             tokenizer = None
             if not quiet:
                 note(f"no tokenizer is saved: {error}")
-        folder = save_model(loaded, tokenizer, output, overwrite=overwrite, max_shard_size=max_shard_size)
+        saved = save_model(loaded, tokenizer, output, overwrite=overwrite, max_shard_size=max_shard_size)
         seconds = time.perf_counter() - begin
         done = report(loaded)
-        file_bytes = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
-        data = {**done.to_dict(), "output": str(folder), "file_bytes": file_bytes, "seconds": round(seconds, 3)}
+        file_bytes = sum(file.stat().st_size for file in saved.glob("*.safetensors"))
+        data = {**done.to_dict(), "output": str(saved), "file_bytes": file_bytes, "seconds": round(seconds, 3)}
         answer(
             data, f"{done}\n\nSaved in {output}: {bytes_text(file_bytes)} of weights, {seconds:.1f} s", as_json=as_json
         )
