@@ -1,4 +1,4 @@
-# make quickstart MODEL=...   quantize a model, let it write, say what changed
+# make quickstart             one model under six schemes; MODEL=... for another than the one that comes along
 # make test                   everything, in a fresh environment, on the newest and oldest transformers
 # make check | format         fast loop: lint and types, or reformat
 PYTHON ?= python3
@@ -7,7 +7,6 @@ VENV := .venv
 BIN := $(VENV)/bin
 # The lower bound in pyproject.toml; tests/test_packaging.py compares the two.
 OLDEST := 5.17.0
-OUT := build/quickstart
 
 INSTALLED := $(VENV)/.installed
 INSTALLED_OLDEST := $(VENV)/oldest/.installed
@@ -19,19 +18,9 @@ heading = @printf '\n== %s ==\n' '$(1)'
 .PHONY: quickstart test test-oldest check format clean
 .NOTPARALLEL:
 
-ifeq ($(MODEL),)
-quickstart:
-	@echo 'Say which model: make quickstart MODEL=path/to/model (a local folder or an id on the Hub).' >&2; exit 2
-else
 quickstart: $(INSTALLED)
-	$(call heading,Quantize $(MODEL) to W4KV8)
-	@rm -rf $(OUT)
-	$(BIN)/qllm-hf quantize "$(MODEL)" --scheme W4KV8 -o $(OUT)
-	$(call heading,Generate)
-	$(BIN)/qllm-hf generate $(OUT) "Once upon a time"
-	$(call heading,What was quantized)
-	$(BIN)/qllm-hf info $(OUT)
-endif
+	$(call heading,Quickstart)
+	$(BIN)/qllm-hf quickstart $(if $(MODEL),"$(MODEL)")
 
 # A fresh environment: a forgotten dependency or package-data file must not hide behind an old one.
 test:

@@ -12,6 +12,7 @@ from .env import env
 from .generate import generate
 from .info import info
 from .quantize import quantize
+from .quickstart import quickstart
 
 app = typer.Typer(
     name="qllm-hf",
@@ -21,7 +22,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (quantize, generate, info, env):
+for command in (quickstart, quantize, generate, info, env):
     app.command()(command)
 
 
@@ -41,6 +42,7 @@ def _program(
 
     \b
     Examples:
+      qllm-hf quickstart
       qllm-hf quantize path/to/model --scheme W4KV8 -o model-w4kv8
       qllm-hf generate model-w4kv8 "Once upon a time"
       qllm-hf info model-w4kv8
