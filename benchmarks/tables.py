@@ -1,18 +1,24 @@
-"""Put the committed results into the README: the tables between `<!-- name -->` and `<!-- /name -->`.
+"""Put the committed results into README.md and the model card: the tables between `<!-- name -->` and `<!-- /name -->`.
 
-python benchmarks/tables.py            rewrite README.md
-python benchmarks/tables.py --check    fail if it would change
+python benchmarks/tables.py            rewrite them
+python benchmarks/tables.py --check    fail if one would change
 """
 
 from __future__ import annotations
 
 import csv
+import math
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-RESULTS = Path(__file__).resolve().parent / "results"
-README = Path(__file__).resolve().parent.parent / "README.md"
+from qllm_hf.evaluation.record import Record, ability_scores
+
+REPO = Path(__file__).resolve().parent.parent
+RESULTS = REPO / "benchmarks" / "results"
+MODEL = REPO / "qllm_hf" / "reference_model"
 
 
 def rows(name: str) -> list[dict[str, str]]:
@@ -83,32 +89,99 @@ def exactness() -> str:
     return f"{mismatches} mismatches in {groups:,} groups of random, adversarial and real tensors."
 
 
-TABLES = {
-    "exactness": exactness,
-    "schemes": schemes,
-    "decoding": decoding,
-    "caches": caches,
-    "loading": loading,
+def reference_records() -> dict[str, list[Record]]:
+    """{scheme: its records} of the reference model."""
+    found: dict[str, list[Record]] = {}
+    for row in rows("reference_model"):
+        values: dict[str, Any] = {name: row[name] for name in ("scheme", "ability", "task", "metric")}
+        numbers = {name: float(row[name]) for name in ("value", "stderr")}
+        chance = float(row["chance"]) if row["chance"] else None
+        record = Record(**values, **numbers, items=int(row["items"]), chance=chance)
+        found.setdefault(record.scheme, []).append(record)
+    return found
+
+
+def with_error(value: float, stderr: float) -> str:
+    """0.912 +- 0.014 as 0.912(14)."""
+    return f"{value:.3f}({round(stderr * 1000)})"
+
+
+def perplexity(record: Record) -> str:
+    """Of a word, from nats per word; its error is that of the nats times the perplexity."""
+    value = math.exp(record.value)
+    if value >= 100:
+        return f"{value:.0f}({round(value * record.stderr)})"
+    return f"{value:.2f}({round(value * record.stderr * 100)})"
+
+
+def abilities() -> str:
+    """Reference model: mean accuracy of each ability by scheme."""
+    lines = []
+    for scheme, records in reference_records().items():
+        (loss,) = (record for record in records if not record.is_accuracy)
+        scores = ability_scores(records)
+        lines.append([scheme, *(with_error(s.value, s.stderr) for s in scores.values()), perplexity(loss)])
+    lines.append(["chance", *(f"{score.chance:.3f}" for score in scores.values()), ""])
+    return table(["", *scores, "perplexity"], lines)
+
+
+def tasks() -> str:
+    """Reference model: every task by scheme; tasks are rows, since there are more of them."""
+    found = reference_records()
+    lines = []
+    for index, first in enumerate(next(iter(found.values()))):
+        cells = [first.task.removeprefix("mini_"), "" if first.chance is None else f"{first.chance:.2f}"]
+        for records in found.values():
+            record = records[index]
+            cells.append(with_error(record.value, record.stderr) if record.is_accuracy else perplexity(record))
+        lines.append(cells)
+    return table(["task", "chance", *found], lines)
+
+
+def training() -> str:
+    """Reference model: how long it was trained, and the losses at the end."""
+    with (MODEL / "training_log.csv").open(encoding="utf-8") as file:
+        log = list(csv.DictReader(file))
+    last = [row for row in log if row["step"] == log[-1]["step"]]
+    lines = [[row["task"], row["loss"], row["right"] and f"{float(row['right']):.2f}"] for row in last]
+    said = (
+        f"{int(last[0]['step']):,} steps, {int(last[0]['tokens']) / 1e6:.1f} million tokens, "
+        f"{float(last[0]['minutes']):.0f} minutes. The last step:"
+    )
+    return f"{said}\n\n" + table(["", "loss", "right"], lines)
+
+
+FILES: dict[Path, dict[str, Callable[[], str]]] = {
+    REPO / "README.md": {
+        "abilities": abilities,
+        "exactness": exactness,
+        "schemes": schemes,
+        "decoding": decoding,
+        "caches": caches,
+        "loading": loading,
+    },
+    MODEL / "README.md": {"training": training, "tasks": tasks},
 }
 
 
-def render(text: str) -> str:
-    """The README with every table made anew."""
-    for name, make in TABLES.items():
-        pattern = re.compile(rf"(<!-- {name} -->\n).*?(\n<!-- /{name} -->)", re.DOTALL)
+def render(text: str, tables: dict[str, Callable[[], str]]) -> str:
+    """The text with every table made anew."""
+    for name, make in tables.items():
+        pattern = re.compile(rf"(<!-- {name} -->\n).*?\n?(<!-- /{name} -->)", re.DOTALL)
         if not pattern.search(text):
-            raise SystemExit(f"README.md has no place for {name}")
+            raise SystemExit(f"there is no place for {name}")
         content = make()
-        text = pattern.sub(lambda match, content=content: match[1] + content + match[2], text)
+        text = pattern.sub(lambda match, content=content: f"{match[1]}{content}\n{match[2]}", text)
     return text
 
 
 def main() -> None:
-    before = README.read_text(encoding="utf-8")
-    after = render(before)
-    if "--check" in sys.argv:
-        sys.exit("README.md is not what benchmarks/tables.py makes" if after != before else 0)
-    README.write_text(after, encoding="utf-8")
+    for path, tables in FILES.items():
+        before = path.read_text(encoding="utf-8")
+        after = render(before, tables)
+        if "--check" in sys.argv and after != before:
+            sys.exit(f"{path.relative_to(REPO)} is not what benchmarks/tables.py makes")
+        path.write_text(after, encoding="utf-8")
 
 
 if __name__ == "__main__":
