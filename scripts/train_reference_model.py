@@ -2,7 +2,7 @@
 
     python scripts/train_reference_model.py -o qllm_hf/reference_model
 
-Takes about an hour on two CPU cores with AMX, goes on where it stopped, and ends with the finished folder.
+Takes about an hour and a half on two CPU cores, goes on where it stopped, and ends with the finished folder.
 """
 
 from __future__ import annotations
@@ -16,21 +16,18 @@ from random import Random
 from typing import Any
 
 import torch
-from reference_model.batches import (
+from reference_model.batches import Batch, Batches, long_document, short_document
+from reference_model.check import Checker
+from reference_model.optimizer import Optimizer
+from reference_model.progress import Progress
+from reference_model.shares import (
     FIRST_SHARES,
     JUDGING_AGAIN_SHARES,
     JUDGING_SHARES,
     LAST_SHARES,
     LATER_SHARES,
     MARKING_SHARES,
-    Batch,
-    Batches,
-    long_document,
-    short_document,
 )
-from reference_model.check import Checker
-from reference_model.optimizer import Optimizer
-from reference_model.progress import Progress
 from reference_model.start import look_back
 from reference_model.tokenizer import VOCAB_SIZE, train_tokenizer
 from torch.nn import functional as F
