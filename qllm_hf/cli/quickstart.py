@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
+import sys
 import textwrap
 import time
 from dataclasses import asdict
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..builtin import REFERENCE
 from . import options
 from .output import UsageError, answer, answering, note
 
@@ -25,18 +27,18 @@ TALK = (
     {"role": "assistant", "content": "Hello Mia. So you have a kite and a drum."},
     {"role": "user", "content": "What colour is my kite?"},
 )
-NEXT = """\
-What to run next
-  qllm-hf generate {model} "Once upon a time" --scheme W3KV4    another scheme, your own words
-  qllm-hf quantize {model} --scheme W4KV8 -o model-w4kv8        save the packed model
-  qllm-hf info model-w4kv8                                      what is in it, tensor by tensor
-  qllm-hf quickstart path/or/hub-id --schemes FP16,W4           the same for a model of yours"""
+NEXT = (
+    ('qllm-hf generate {model} "Once upon a time" --scheme W3KV4', "another scheme, your own words"),
+    ("qllm-hf quantize {model} --scheme W4KV8 -o model-w4kv8", "save the packed model"),
+    ("qllm-hf info model-w4kv8", "what is in it, tensor by tensor"),
+    ("qllm-hf quickstart path/or/hub-id --schemes FP16,W4", "the same for a model of yours"),
+)
 
 
 def quickstart(
     model: Annotated[
         str, typer.Argument(metavar="MODEL", help="A folder, an id on the Hub, or the model that comes with qllm_hf.")
-    ] = "reference",
+    ] = REFERENCE,
     schemes: Annotated[str, typer.Option(help="What to compare, with commas between.")] = SCHEMES,
     limit: Annotated[
         int, typer.Option(min=2, help="Items of each task: more take longer and make the errors smaller.")
@@ -58,7 +60,8 @@ def quickstart(
       qllm-hf quickstart
       qllm-hf quickstart path/to/model --schemes FP16,W4,W3 --limit 100
     """
-    with answering(as_json=as_json, quiet=quiet, debug=debug):
+    # six progress bars of a small model say nothing; in a log, no bar does
+    with answering(as_json=as_json, quiet=quiet or model == REFERENCE or not sys.stderr.isatty(), debug=debug):
         names = [name.strip() for name in schemes.split(",") if name.strip()]
         if not names:
             raise UsageError("--schemes names none. Give some, such as --schemes FP16,W4,W4KV8.")
@@ -82,7 +85,7 @@ def quickstart(
                 answer(row, _written_text(row), as_json=False)
             if not quiet:
                 note(f"{name}: {time.perf_counter() - begin:.0f} s")
-        answer({"model": model, "rows": rows}, f"{_table(rows)}\n\n{NEXT.format(model=model)}", as_json=as_json)
+        answer({"model": model, "rows": rows}, f"{_table(rows)}\n\n{_next(model)}", as_json=as_json)
 
 
 def _measure(model: Any, tokenizer: Any, scheme: str, limit: int) -> dict[str, Any]:
@@ -160,9 +163,18 @@ def _table(rows: list[dict[str, Any]]) -> str:
         )
     chances = [f"{score['chance']:.2f}" for score in rows[0]["abilities"].values()]
     cells.append(["chance", "", "", "", *chances, "", ""])
-    items = sum(record["items"] for record in rows[0]["records"])
-    return (
-        f"{table(cells, 'l' + 'r' * (len(header) - 1), indent=0)}\n\n"
-        f"Scores: the part of right answers, each with its standard error, {items} items a scheme. Perplexity: of the\n"
-        "words of little stories. Bits per weight with scales and zero points; weights with embeddings and norms."
+    counts = [record["items"] for record in rows[0]["records"]]
+    hidden = 1 - 0.05 ** (1 / counts[0])  # wrong answers that a sample without any leaves possible, at 95 %
+    remarks = (
+        f"Scores: the part of right answers and its standard error, {counts[0]} items of each of {len(counts)} tasks. "
+        f"±.00 is a task without an error; with {counts[0]} items it may still have {hidden:.0%} of them. Perplexity: "
+        "of the words of stories. Bits per weight with scales and zero points; weights with embeddings and norms."
     )
+    return f"{table(cells, 'l' + 'r' * (len(header) - 1), indent=0)}\n\n{textwrap.fill(remarks, 100)}"
+
+
+def _next(model: str) -> str:
+    from ..reporting.text import table
+
+    rows = [[command.format(model=model), why] for command, why in NEXT]
+    return "What to run next\n" + table(rows, "ll")
