@@ -199,10 +199,11 @@ def load_tokenizer(name_or_path: str, *, trust_remote_code: bool = False) -> Any
     """The tokenizer that belongs to a model.
 
     Raises:
-        CheckpointError: there is none, or it cannot be read.
+        CheckpointError: there is none, or it cannot be read; or no such model at all.
     """
+    where = _where(name_or_path)
     try:
-        return AutoTokenizer.from_pretrained(_where(name_or_path), trust_remote_code=trust_remote_code)
+        return AutoTokenizer.from_pretrained(where, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, KeyError) as error:  # what transformers raises where the files are not there
         raise CheckpointError(
             f"{name_or_path!r} has no tokenizer that can be read: {_first_sentence(error)}"

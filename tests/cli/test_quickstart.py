@@ -71,7 +71,7 @@ def test_a_model_of_ones_own_without_a_chat_template(stories):
         ("quickstart --schemes ,", 2, "--schemes names none"),
         ("quickstart --schemes FP16,W99", 1, "w=99: allowed are"),
         ("quickstart refrence", 1, "Did you mean 'reference'"),
-        ("generate refrence", 1, "Did you mean 'reference'"),
+        ("generate refrence", 1, "error: there is no model 'refrence'. Did you mean 'reference'"),
         ("quantize refrence -s W4 -o out", 1, "Did you mean 'reference'"),
         ("info refrence", 1, "Did you mean 'reference'"),
     ],
