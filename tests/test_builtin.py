@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import qllm_hf
 from qllm_hf.builtin import BUILTIN
 from qllm_hf.curriculum.dialogue import chat_text, conversation
-from qllm_hf.curriculum.long_context import TOKENS_OF_QUESTION, TOKENS_PER_LINE, lines
+from qllm_hf.curriculum.long_context import LENGTHS, TOKENS_OF_QUESTION, TOKENS_PER_LINE, lines
 from qllm_hf.curriculum.tasks import TASKS, held_out_items, training_item
 from qllm_hf.curriculum.words import LINE_KEYS, PEOPLE
 from qllm_hf.errors import CheckpointError
@@ -66,8 +66,12 @@ def test_what_the_folder_holds():
     assert config["max_position_embeddings"] >= 2048
     assert config["num_key_value_heads"] < config["num_attention_heads"]
     with safe_open(FOLDER / "model.safetensors", "pt") as file:
-        assert {file.get_tensor(name).dtype for name in file.keys()} == {torch.bfloat16}  # noqa: SIM118
+        tensors = [file.get_tensor(name) for name in file.keys()]  # noqa: SIM118
+    assert {tensor.dtype for tensor in tensors} == {torch.bfloat16}
     card = (FOLDER / "README.md").read_text(encoding="utf-8")
+    assert f"{sum(tensor.numel() for tensor in tensors):,} parameters in bfloat16" in card
+    shortest, *_, longest = (lines(Random(0), tokens).prompt.count("\n") for tokens in LENGTHS)
+    assert f"out of {shortest} to {longest}," in card
     assert card.startswith("---\n")
     assert "license: apache-2.0" in card.split("---")[1]
 
