@@ -6,6 +6,7 @@
     |-- ModelError         a model that cannot be quantized as asked
     |-- CheckpointError    files that are missing, damaged, or of another format
     |-- CacheError         a cache that cannot hold quantized keys and values
+    |-- JudgeError         a judge that does not answer
     `-- MissingExtraError  an optional dependency is not installed (also an ImportError)
 
     QllmWarning(UserWarning)  something works, but not as the user may believe
@@ -41,6 +42,10 @@ class CheckpointError(QllmError):
 
 class CacheError(QllmError):
     """A cache that cannot hold quantized keys and values."""
+
+
+class JudgeError(QllmError):
+    """A judge that does not answer."""
 
 
 class MissingExtraError(QllmError, ImportError):
