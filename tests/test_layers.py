@@ -48,6 +48,7 @@ LAYERS = {
     "analysis": 11,
     "reporting": 12,
     "cli": 13,
+    "__main__": 14,
 }
 # These two hand out the rest of the package on demand. What they import late, or for the type checker only,
 # is not checked; what they import at once is, and __init__'s low number keeps `import qllm_hf` cheap.

@@ -1,0 +1,77 @@
+"""A folder of results: one line per score, one file of samples per task, and answers of what is not finished.
+
+OUT/records.jsonl                        one line per (model, revision, scheme, task, ...): `Record`
+OUT/samples/MODEL/SCHEME/TASK.jsonl      one line per item: prompt, answer, what it was worth
+OUT/answers/                             batches of a run under way; gone when it is done
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from ..errors import CheckpointError
+from .answers import append_line, read_lines, write_lines
+from .record import Record
+
+_IDENTITY: Final = tuple(
+    [
+        "model",
+        "revision",
+        "scheme",
+        "quantization",
+        "dtype",
+        "task",
+        "task_version",
+        "metric",
+        "limit",
+        "shots",
+        "chat",
+        "judge",
+        "data",
+    ]
+)
+
+
+class Store:
+    """The folder of results, or none: then nothing is kept.
+
+    Raises:
+        CheckpointError: the folder is a file, or its records cannot be read.
+    """
+
+    def __init__(self, folder: Path | None) -> None:
+        self.folder = folder
+        if folder is not None and folder.exists() and not folder.is_dir():
+            raise CheckpointError(f"{str(folder)!r} is a file. Give a folder for the results.")
+        self.records = (
+            [] if folder is None else [Record.from_json(line) for line in read_lines(folder / "records.jsonl")]
+        )
+
+    @property
+    def answers(self) -> Path | None:
+        """The folder for answers of a run under way."""
+        return None if self.folder is None else self.folder / "answers"
+
+    def find(self, wanted: dict[str, Any]) -> Record | None:
+        """The last record that was made of the same model, scheme, task, items and settings."""
+        for record in reversed(self.records):
+            if all(getattr(record, key) == wanted[key] for key in _IDENTITY):
+                return record
+        return None
+
+    def add(self, record: Record, samples: Sequence[dict[str, Any]]) -> None:
+        """Keep a score; its samples are there before it is."""
+        self.records.append(record)
+        if self.folder is None:
+            return
+        write_lines(self.samples(record), samples)
+        append_line(self.folder / "records.jsonl", record.to_json())
+
+    def samples(self, record: Record) -> Path:
+        """The file with the items of a score."""
+        assert self.folder is not None
+        name = re.sub(r"[^\w.-]+", "_", record.model).strip("_.") or "model"
+        return self.folder / "samples" / name / record.scheme / f"{record.task}.jsonl"
