@@ -9,10 +9,12 @@ import typer
 from qllm_hf import __version__
 
 from .env import env
+from .evaluate import evaluate
 from .generate import generate
 from .info import info
 from .quantize import quantize
 from .quickstart import quickstart
+from .tasks import tasks
 
 app = typer.Typer(
     name="qllm-hf",
@@ -22,7 +24,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (quickstart, quantize, generate, info, env):
+for command in (quickstart, quantize, generate, evaluate, tasks, info, env):
     app.command()(command)
 
 
@@ -45,6 +47,7 @@ def _program(
       qllm-hf quickstart
       qllm-hf quantize path/to/model --scheme W4KV8 -o model-w4kv8
       qllm-hf generate model-w4kv8 "Once upon a time"
+      qllm-hf evaluate model-w4kv8 --tasks mini
       qllm-hf info model-w4kv8
     """
 
