@@ -23,9 +23,8 @@ from typing import Any
 import torch
 from machine import write_results
 
-from qllm_hf.evaluation.engine import TASK_FOLDER, _Run, quiet_lm_eval
+from qllm_hf.evaluation.harness import load_task, quiet_lm_eval
 from qllm_hf.evaluation.lm import QllmLM
-from qllm_hf.evaluation.registry import find_task
 from qllm_hf.loading import load_model, load_tokenizer
 
 TASKS = {
@@ -48,15 +47,8 @@ ROUNDS = 3
 def ask(lm: Any, task: str, data: Path, limit: int) -> tuple[list[Any], dict[str, Any], float]:
     """(answers to every request, lm_eval's scores, seconds in the model)."""
     import lm_eval.evaluator
-    from lm_eval.tasks import TaskManager
 
-    from qllm_hf.evaluation.upstream import FOLDERS, task_folders
-
-    name, overrides, _ = _Run(lm, task, find_task(task), limit, data, None, False)._spec()
-    folders = [TASK_FOLDER, *(task_folders([task]) if task in FOLDERS else [])]
-    manager = TaskManager(include_path=folders, include_defaults=False)
-    spec = {"group": "run", "task": [{"task": name, **overrides}]} if overrides else name
-    tasks = {"tasks": manager.load([spec])["tasks"]}
+    tasks = {"tasks": load_task(task, data, None).tasks}
     begin = time.perf_counter()
     results = lm_eval.evaluator.evaluate(lm, tasks, limit=limit, bootstrap_iters=0)
     seconds = time.perf_counter() - begin

@@ -1,4 +1,4 @@
-"""Put the committed results into README.md and the model card: the tables between `<!-- name -->` and `<!-- /name -->`.
+"""Put the committed results into README.md, docs and the model card, between `<!-- name -->` and `<!-- /name -->`.
 
 python benchmarks/tables.py            rewrite them
 python benchmarks/tables.py --check    fail if one would change
@@ -151,6 +151,61 @@ def training() -> str:
     return f"{said}\n\n" + table(["", "loss", "right"], lines)
 
 
+def kv_scores() -> str:
+    """Tasks as columns, caches and bits as rows; a value equal to FP16's is said to be so."""
+    found: dict[tuple[str, str], dict[str, str]] = {}
+    for row in rows("kv_scores"):
+        found.setdefault((row["cache"], row["scheme"]), {})[row["task"]] = row["value"]
+    exact = found["FP16", "FP16"]
+    header = ["cache", "bits", *(name.removeprefix("qllm_") for name in exact)]
+    lines = []
+    for (cache, scheme), values in found.items():
+        shown = [f"{float(values[task]):.4g}" for task in exact]
+        same = [cache != "FP16" and values[task] == exact[task] for task in exact]
+        cells = [f"{cell} =" if equal else cell for cell, equal in zip(shown, same, strict=True)]
+        lines.append([cache if cache != "FP16" else "none", scheme, *cells])
+    return table(header, lines)
+
+
+def evaluation() -> str:
+    """Differences to lm_eval, and speeds."""
+    lines = [
+        [
+            row["model"],
+            row["task"],
+            row["requests"],
+            row["float64_largest_difference"],
+            row["float32_largest_difference"],
+            row["float32_lm_eval_batch_8_to_32"],
+            row["ours_items_per_second"],
+            row["lm_eval_items_per_second"],
+            row["ratio"],
+        ]
+        for row in rows("evaluation")
+    ]
+    header = ["model", "task", "requests", "float64, max", "float32, max", "lm_eval 8 to 32, max"]
+    return table([*header, "items/s", "lm_eval items/s", "ratio"], lines)
+
+
+def scores() -> str:
+    """Tasks as rows, models and schemes as columns."""
+    found: dict[str, dict[tuple[str, str], dict[str, str]]] = {}
+    for row in rows("scores"):
+        found.setdefault(row["task"], {})[row["model"], row["scheme"]] = row
+    columns = list(next(iter(found.values())))
+    lines = []
+    for task, by_model in found.items():
+        first = next(iter(by_model.values()))
+        cells = [first["ability"], f"`{task}`", first["items"], first["chance"] and f"{float(first['chance']):.3f}"]
+        for column in columns:
+            row = by_model[column]
+            value, error = float(row["value"]), float(row["stderr"])
+            cells.append(with_error(value, error) if value <= 1 else f"{value:.2g}")
+        lines.append(cells)
+    names = [f"{model.removesuffix('K')} {scheme}" for model, scheme in columns]
+    return table(["ability", "task", "items", "chance", *names], lines)
+
+
 FILES: dict[Path, dict[str, Callable[[], str]]] = {
     REPO / "README.md": {
         "abilities": abilities,
@@ -160,6 +215,7 @@ FILES: dict[Path, dict[str, Callable[[], str]]] = {
         "caches": caches,
         "loading": loading,
     },
+    REPO / "docs" / "evaluation.md": {"kv_scores": kv_scores, "evaluation": evaluation, "scores": scores},
     MODEL / "README.md": {"training": training, "tasks": tasks},
 }
 

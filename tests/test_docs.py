@@ -1,4 +1,4 @@
-"""What the documentation shows is run: README's blocks in order, and the `>>>` examples of every module."""
+"""What the documentation shows is run: the blocks of each page in order, and the `>>>` examples of every module."""
 
 import doctest
 import importlib
@@ -14,7 +14,10 @@ from typing import NamedTuple
 
 import pytest
 
-README = Path(__file__).resolve().parent.parent / "README.md"
+REPO = Path(__file__).resolve().parent.parent
+README = REPO / "README.md"
+# {page: languages of the blocks that are run}
+PAGES = {README: {"python", "bash"}, REPO / "docs" / "evaluation.md": {"python"}}
 PLACEHOLDER = re.compile(r"path/to/model(?![\w/-])")
 # Commands of ours; installing and cloning are not for a test to do.
 OURS = re.compile(r"(#.*\n|\s)*(qllm-hf|optimum-cli qllm)\b")
@@ -82,10 +85,11 @@ def failed_examples(module: ModuleType, model: Path) -> list[str]:
     return reports
 
 
-def test_readme_runs(stories, tmp_path, monkeypatch):
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_pages_run(page, stories, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    text = README.read_text(encoding="utf-8")
-    assert {block.language for block in blocks(text)} == {"python", "bash"}
+    text = page.read_text(encoding="utf-8")
+    assert {block.language for block in blocks(text)} == PAGES[page]
     run_blocks(text, stories)
 
 

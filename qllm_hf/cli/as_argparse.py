@@ -16,12 +16,12 @@ Command = Callable[..., None]
 
 
 def describe(parser: argparse.ArgumentParser, command: Command, program: str) -> None:
-    """Give a parser the help text and all options of a command; `program` replaces `qllm-hf` in its examples."""
+    """Give a parser the help text and all options of a command; `program` replaces `qllm-hf` in it."""
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     text = inspect.getdoc(command) or ""
     parser.description = text.replace("\b\n", "").replace("qllm-hf", program)
     for parameter in _parameters(command):
-        _add(parser, parameter)
+        _add(parser, parameter, program)
 
 
 def call(command: Command, values: argparse.Namespace) -> None:
@@ -33,10 +33,10 @@ def _parameters(command: Command) -> list[inspect.Parameter]:
     return list(inspect.signature(command, eval_str=True).parameters.values())
 
 
-def _add(parser: argparse.ArgumentParser, parameter: inspect.Parameter) -> None:
+def _add(parser: argparse.ArgumentParser, parameter: inspect.Parameter, program: str) -> None:
     kind, info = typing.get_args(parameter.annotation)
     kind = next((part for part in typing.get_args(kind) if part is not NoneType), kind)
-    options: dict[str, Any] = {"help": (info.help or "").replace("%", "%%")}
+    options: dict[str, Any] = {"help": (info.help or "").replace("%", "%%").replace("qllm-hf", program)}
     if info.metavar:
         options["metavar"] = info.metavar
     if isinstance(info, ArgumentInfo):

@@ -45,7 +45,7 @@ def evaluate(
         typer.Option("--out", "-o", help="Folder for records and samples. The same command goes on where it stopped."),
     ] = None,
     shots: Annotated[int | None, typer.Option(min=0, help="Examples per question, not the study's number.")] = None,
-    chat: Annotated[bool, typer.Option("--chat/--no-chat", help="Use the chat template where the study did.")] = True,
+    no_chat: Annotated[bool, typer.Option("--no-chat", help="Never use the chat template.")] = False,
     judge: Annotated[
         str | None,
         typer.Option(
@@ -86,11 +86,10 @@ def evaluate(
         config = options.make_config(scheme, keep, override)
         names = choose(tasks, abilities, judge is not None)
 
-        from ..evaluation.engine import Subject, check
-        from ..evaluation.engine import evaluate as score
+        from ..evaluation import engine
         from ..evaluation.ranks import leave, this_process
 
-        check(names, limit=limit, has_rater=judge is not None)
+        engine.check(names, limit=limit, data_dir=data_dir, shots=shots, has_rater=judge is not None)
         from ..loading import load_model, load_tokenizer
         from ..reporting.model import scheme_of
 
@@ -105,7 +104,7 @@ def evaluate(
             trust_remote_code=trust_remote_code,
         )
         talks = not quiet and ranks.is_first
-        if talks and chat and not tokenizer.chat_template:
+        if talks and not no_chat and not tokenizer.chat_template:
             note("the tokenizer has no chat template: every question is asked as plain text.")
         rater = None if judge is None else _rater(judge, judge_model, judge_price, judge_prompts, out, talks)
 
@@ -113,10 +112,10 @@ def evaluate(
             if talks:
                 note(_remark(record))
 
-        records = score(
+        records = engine.evaluate(
             loaded,
             tokenizer,
-            Subject(scheme_of(loaded), model),
+            engine.Subject(scheme_of(loaded), model),
             names,
             limit=limit,
             batch_size=batch_size,
@@ -124,7 +123,7 @@ def evaluate(
             data_dir=data_dir,
             out=out,
             shots=shots,
-            chat=chat,
+            chat=not no_chat,
             rater=rater,
             ranks=ranks,
             bars=talks and sys.stderr.isatty(),

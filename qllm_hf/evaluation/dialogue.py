@@ -12,9 +12,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from .judge.cached import CachedJudge
+from .judge.condition import CONDITIONS, UNCLEAR, condition_messages, judge_conditions
 from .judge.cost import Price, estimate
-from .judge.judge import Judge
-from .judge.mt_bench import Answered, Rating, answer_questions, conversations, questions_from_rows, rate, summarise
+from .judge.judge import Judge, Messages
+from .judge.mt_bench import (
+    Answered,
+    Question,
+    Rating,
+    answer_questions,
+    conversations,
+    questions_from_rows,
+    rate,
+    summarise,
+)
 from .judge.prompts import DEFAULT_PROMPTS, JudgePrompts
 from .registry import find_task
 from .sources import Rows, read_rows, read_shots
@@ -62,28 +72,38 @@ def prepare(
     Raises:
         ConfigError: the questions cannot be had.
     """
-    questions, rows = _questions(data_dir)
+    questions, rows = read_questions(data_dir)
     identity = {
         "task_version": VERSION,
         "shots": 0,
         "chat": chat,
         "data": {"origin": rows.origin, "digest": rows.digest},
-        "judge": rater.name if rater is not None and task == RATED else "",
+        "judge": "" if rater is None else rater.name,
     }
 
     def ask() -> Scored:
         answered = answer_questions(lambda *arguments: lm.chat(*arguments, chat=chat), questions[:limit])
-        if task == LOOKED_AT or rater is None:
-            return _looked_at(answered)
-        shared = lm.ranks.share(
-            {0: [asdict(rating) for rating in _rated(answered, rater)]} if lm.ranks.is_first else {}
-        )
-        return _summary(answered, [Rating(**rating) for rating in shared[0]])
+        if task == RATED and rater is not None:
+            return _summary(answered, [Rating(**rating) for rating in _by_first(lm, lambda: _rated(answered, rater))])
+        texts = [text for one in answered for text in one.answers]
+        verdicts = [] if rater is None else _by_first(lm, lambda: _judged(texts, rater))
+        return _looked_at(answered, verdicts)
 
     return identity, ask
 
 
-def _questions(data_dir: str | Path | None) -> tuple[list[Any], Rows]:
+def _by_first(lm: QllmLM, ask: Callable[[], list[Any]]) -> list[Any]:
+    """What the first process finds, in all of them: a judge is asked once."""
+    found: list[Any] = lm.ranks.share({0: ask()} if lm.ranks.is_first else {})[0]
+    return found
+
+
+def read_questions(data_dir: str | Path | None) -> tuple[list[Question], Rows]:
+    """The questions of MT-Bench with reference answers, and the rows they were made from.
+
+    Raises:
+        ConfigError: they cannot be had.
+    """
     source = find_task(RATED).source
     folder = None if data_dir is None else Path(data_dir).expanduser()
     rows = read_rows(RATED, source, folder)
@@ -91,10 +111,19 @@ def _questions(data_dir: str | Path | None) -> tuple[list[Any], Rows]:
     return questions_from_rows(rows.rows, references), rows
 
 
-def _rated(answered: list[Answered], rater: Rater) -> list[Rating]:
+def _rated(answered: list[Answered], rater: Rater) -> list[dict[str, Any]]:
+    _tell_cost(rater, conversations(answered, rater.prompts))
+    return [asdict(rating) for rating in rate(rater.judge, answered, rater.prompts)]
+
+
+def _judged(texts: list[str], rater: Rater) -> list[str]:
+    _tell_cost(rater, [condition_messages(text) for text in texts])
+    return judge_conditions(rater.judge, texts)
+
+
+def _tell_cost(rater: Rater, asked: list[Messages]) -> None:
     cache = rater.judge if isinstance(rater.judge, CachedJudge) else None
-    rater.tell(str(estimate(conversations(answered, rater.prompts), cache=cache, price=rater.price)))
-    return rate(rater.judge, answered, rater.prompts)
+    rater.tell(str(estimate(asked, cache=cache, price=rater.price)))
 
 
 def _summary(answered: list[Answered], ratings: list[Rating]) -> Scored:
@@ -119,16 +148,23 @@ def _summary(answered: list[Answered], ratings: list[Rating]) -> Scored:
     return scores, lines
 
 
-def _looked_at(answered: list[Answered]) -> Scored:
-    """The part of the answers that are fine: neither empty, nor repeating themselves, nor garbage."""
+def _looked_at(answered: list[Answered], verdicts: list[str]) -> Scored:
+    """The part of the answers that are fine: neither empty, nor repeating themselves, nor garbage.
+
+    The score is what can be found without a judge; what a judge says goes into the details and the samples.
+    """
     lines = [_line(one, turn) for one in answered for turn in range(2)]
     of_question = mean([sum(look_at(text).verdict == "fine" for text in one.answers) / 2 for one in answered])
-    rates = condition_rates([line["prediction"] for line in lines])
+    details = {f"text: {name}": part for name, part in condition_rates(line["prediction"] for line in lines).items()}
+    for line, verdict in zip(lines, verdicts, strict=bool(verdicts)):
+        line["judged"] = verdict
+    for name in (*CONDITIONS, UNCLEAR) if verdicts else ():
+        details[f"judge: {name}"] = verdicts.count(name) / len(verdicts)
     return {
         "value": of_question.value,
         "stderr": of_question.stderr,
         "items": len(lines),
-        "details": {f"text: {name}": part for name, part in rates.items()},
+        "details": details,
     }, lines
 
 

@@ -9,33 +9,28 @@ from __future__ import annotations
 
 import datetime
 import json
-import logging
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from importlib import import_module
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 from transformers import PreTrainedModel
 
-from ..errors import ConfigError, MissingExtraError
+from ..errors import ConfigError
 from .answers import Journal, digest
-from .dialogue import LOOKED_AT, RATED, Rater, Scored, prepare
+from .dialogue import LOOKED_AT, RATED, Rater, Scored, prepare, read_questions
+from .harness import LoadedTask, lm_eval, load_task, quiet_lm_eval
 from .miniature import MINIATURE
 from .provenance import hardware, revision_of, versions
-from .questions import documents_of, upstream_rows
+from .questions import questions_of
 from .ranks import Ranks
 from .record import Record
 from .registry import find_task
 from .samples import read_samples
-from .sources import first_line, read_shots
 from .store import Store
-from .study import KEYS, LINES
 from .task import TaskInfo
-from .upstream import FOLDERS, task_folders
 
-TASK_FOLDER: Final = Path(__file__).parent / "tasks"
 SEEDS: Final = {"generation": 0}
 
 
@@ -96,7 +91,7 @@ def evaluate(
         MissingExtraError: lm_eval is not installed.
         LostProcess: another process of the run is gone.
     """
-    infos = check(tasks, limit=limit, has_rater=rater is not None)
+    infos = check(tasks, limit=limit, data_dir=data_dir, shots=shots, has_rater=rater is not None)
     from .lm import QllmLM
 
     if isinstance(subject, str):
@@ -123,7 +118,14 @@ def evaluate(
             if task in (RATED, LOOKED_AT):
                 identity, ask = prepare(task, lm, data_dir, limit, as_chat, rater)
             else:
-                identity, ask = _Run(lm, task, info, limit, data_dir, shots, as_chat).prepare()
+                loaded = load_task(task, data_dir, shots)
+                identity = {
+                    "task_version": loaded.version,
+                    "shots": loaded.shots,
+                    "chat": as_chat,
+                    "data": loaded.data,
+                }
+                ask = partial(_ask, lm, task, info, loaded, limit, as_chat)
             identity = {
                 "model": subject.model,
                 "revision": subject.revision,
@@ -170,8 +172,15 @@ def evaluate(
     return records
 
 
-def check(tasks: Iterable[str], *, limit: int | None = None, has_rater: bool = False) -> dict[str, TaskInfo]:
-    """{task: what is known about it}, after everything was looked at that needs no model.
+def check(
+    tasks: Iterable[str],
+    *,
+    limit: int | None = None,
+    data_dir: str | Path | None = None,
+    shots: int | None = None,
+    has_rater: bool = False,
+) -> dict[str, TaskInfo]:
+    """{task: what is known about it}, after everything was looked at that needs no model, all rows among it.
 
     Raises:
         ConfigError, MissingExtraError: as `evaluate`.
@@ -184,104 +193,17 @@ def check(tasks: Iterable[str], *, limit: int | None = None, has_rater: bool = F
             f"{RATED} needs a judge that rates the answers (--judge URL or MODEL). Without one, {LOOKED_AT} looks at "
             "them for repetition and garbage."
         )
-    _lm_eval("evaluator")
+    lm_eval("evaluator")
+    for task in infos:
+        if task in (RATED, LOOKED_AT):
+            read_questions(data_dir)
+        else:
+            questions_of(task, data_dir, shots)
     return infos
 
 
-@dataclass(frozen=True)
-class _Run:
-    """One task that lm_eval asks."""
-
-    lm: Any
-    task: str
-    info: TaskInfo
-    limit: int | None
-    data_dir: str | Path | None
-    shots: int | None
-    chat: bool
-
-    def prepare(self) -> tuple[dict[str, Any], Callable[[], Scored]]:
-        """(what tells this record from others, the function that asks and scores)."""
-        name, overrides, data = self._spec()
-        spec: dict[str, Any] = {"group": "run", "task": [{"task": name, **overrides}]} if overrides else {}
-        folders = [TASK_FOLDER, *(task_folders([self.task]) if self.task in FOLDERS else [])]
-        manager = _lm_eval("tasks").TaskManager(include_path=folders, include_defaults=False)
-        loaded = _loaded(manager, spec or name, self.task)
-        (task,) = loaded["tasks"].values()
-        identity = {
-            "task_version": str(task.VERSION),
-            "shots": self.info.shots if self.shots is None else self.shots,
-            "chat": self.chat,
-            "data": data,
-        }
-
-        def ask() -> Scored:
-            results = _lm_eval("evaluator").evaluate(
-                self.lm,
-                {"tasks": loaded["tasks"]},
-                limit=self.limit,
-                bootstrap_iters=0,
-                log_samples=True,
-                apply_chat_template=self.chat,
-            )
-            (samples,) = results["samples"].values()
-            return read_samples(self.task, self.info, samples)
-
-        return identity, ask
-
-    def _spec(self) -> tuple[str, dict[str, Any], dict[str, str]]:
-        """(name in lm_eval's files, what replaces their settings, origin and digest of the items)."""
-        if self.info.documents is not None:
-            documents, rows = documents_of(self.task, self.data_dir, self.shots)
-            known = nearest_file(self.task)
-            return known, _replacing({"test": documents}), {"origin": rows.origin, "digest": rows.digest}
-        overrides: dict[str, Any] = {}
-        data = {"origin": "built in" if self.task in MINIATURE else f"hub {self.info.source.hub}", "digest": ""}
-        if self.task in FOLDERS and self.data_dir is not None:
-            documents, rows = upstream_rows(self.task, self.data_dir)
-            shots = self.info.source.shots_file
-            parts = {"test": documents}
-            if shots:
-                parts["train"] = read_shots(self.task, self.info.source, Path(self.data_dir).expanduser()).rows
-            overrides = {
-                **_replacing(parts),
-                "training_split": None,
-                "validation_split": None,
-                "test_split": "test",
-                "fewshot_split": "train" if shots else None,
-            }
-            data = {"origin": rows.origin, "digest": rows.digest}
-        if self.shots is not None and self.task in FOLDERS:
-            overrides["num_fewshot"] = self.shots
-        return self.task, overrides, data
-
-
-def nearest_file(task: str) -> str:
-    """The task whose file in lm_eval's form serves for this one: `qllm_lines_123` has none of its own."""
-    sized = {LINES: f"{LINES}200", KEYS: f"{KEYS}75"}
-    return next((like for prefix, like in sized.items() if task.startswith(prefix)), task)
-
-
-def _replacing(parts: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
-    """Settings of lm_eval that put these rows in place of a data set."""
-
-    def rows(**_: Any) -> dict[str, Any]:
-        from datasets import Dataset
-
-        return {split: Dataset.from_list(part) for split, part in parts.items()}
-
-    return {"custom_dataset": rows}
-
-
-def _loaded(manager: Any, spec: Any, task: str) -> Any:
-    """What the manager loads; data sets that cannot be had are said in one sentence."""
-    try:
-        return manager.load([spec])
-    except (OSError, ConnectionError) as error:
-        raise ConfigError(
-            f"{task}: the Hub did not give its data set ({first_line(error)}). "
-            "Offline, give a data folder (--data-dir)."
-        ) from error
+def _ask(lm: Any, task: str, info: TaskInfo, loaded: LoadedTask, limit: int | None, chat: bool) -> Scored:
+    return read_samples(task, info, loaded.ask(lm, limit, chat=chat))
 
 
 def _quantization(model: PreTrainedModel) -> dict[str, Any]:
@@ -294,34 +216,3 @@ def _quantization(model: PreTrainedModel) -> dict[str, Any]:
 
 def _has_template(tokenizer: Any) -> bool:
     return bool(getattr(tokenizer, "chat_template", None))
-
-
-def _lm_eval(module: str) -> Any:
-    try:
-        return import_module(f"lm_eval.{module}")
-    except ModuleNotFoundError as error:
-        if error.name is None or not error.name.startswith("lm_eval"):
-            raise
-        raise MissingExtraError("scores need lm_eval, which is not installed: pip install 'qllm-hf[eval]'.") from error
-
-
-@contextmanager
-def quiet_lm_eval() -> Iterator[None]:
-    """Leaves lm_eval only its errors: it reports every default it takes, and draws several bars for every task."""
-    logger = logging.getLogger("lm_eval")
-    level = logger.level
-    drawing = [_lm_eval(module) for module in ("api.task", "api.model", "models.huggingface")]
-    bar = drawing[0].tqdm
-
-    def no_bar(*arguments: Any, **options: Any) -> Any:
-        return bar(*arguments, **{**options, "disable": True})
-
-    logger.setLevel(logging.ERROR)
-    for module in drawing:
-        module.tqdm = no_bar
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
-        for module in drawing:
-            module.tqdm = bar

@@ -143,15 +143,18 @@ class QllmLM(HFLM):  # type: ignore[misc]
     def _loglikelihood_tokens(self, requests: Sequence[Request], **_: Any) -> list[Likelihood]:
         """Requests (name, context ids, continuation ids); those that differ in the last token share one forward."""
         rows: dict[tuple[int, ...], list[int]] = {}
-        for index, (_name, context, continuation) in enumerate(requests):
+        cut = set()
+        for index, (name, context, continuation) in enumerate(requests):
             if not continuation:
                 raise ConfigError("a text without tokens has no log-likelihood: a choice or an answer is empty.")
             tokens = [*context, *continuation]
-            self.usage["cut"] += len(tokens) > self.max_length + 1
+            if len(tokens) > self.max_length + 1:
+                cut.add(name[0] or index)  # choices of one prompt are one that was too long
             rows.setdefault(tuple(tokens[-(self.max_length + 1) :][:-1]), []).append(index)
         inputs = list(rows)
         owners = list(rows.values())
         self.usage["requests"] += len(requests)
+        self.usage["cut"] += len(cut)
         self.usage["prompt_tokens"] += sum(map(len, inputs))
         lengths = [
             min(max(len(requests[i][2]) for i in owner), len(row)) for row, owner in zip(inputs, owners, strict=True)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from ..errors import ConfigError
 from .documents.emergent import first_shots
@@ -13,8 +14,8 @@ from .registry import find_task, size_of
 from .scoring.rules import RULES
 from .sources import Rows, read_rows, read_shots
 from .study import KEYS, LINES
-from .task import Document, Row
-from .upstream import prepare
+from .task import Document, Row, TaskInfo
+from .upstream import FOLDERS, prepare
 
 GENERATED_ROWS: Final = 500
 """Items of a benchmark that is made here, as many as the study had for each length."""
@@ -43,12 +44,15 @@ def documents_of(
         found = read_rows(task, info.source, folder)
     else:
         found = _of_size(family, size_of(task), lambda make: read_rows(task, info.source, folder, make))
-    number = info.shots if shots is None else shots
+    number = _shown(info, shots)
     examples: list[Row] = []
-    if info.source.shots_file and number:
+    if number:
         examples = first_shots(read_shots(task, info.source, folder).rows, number)
         if info.source.shots_file == info.source.file:
             found = Rows(found.rows[len(examples) :], found.origin)
+        _check_shots(task, number, examples, found.rows)
+    if not found.rows:
+        raise ConfigError(f"{task}: shots={number} takes all rows as examples, and none is left to ask. Take fewer.")
     if info.documents is None:
         raise ConfigError(f"{task}: its questions are in a file of lm_eval, not here.")
     try:
@@ -78,21 +82,54 @@ def dataset(task: str, data_dir: str | None = None, shots: int | None = None, **
     return {"test": Dataset.from_list(documents_of(task, data_dir, shots)[0])}
 
 
-def upstream_rows(task: str, data_dir: str | Path) -> tuple[list[Document], Rows]:
-    """Rows of a data folder for a task of lm_eval, as its file expects them, and as they were read."""
-    found = read_rows(task, find_task(task).source, Path(data_dir).expanduser())
-    return prepare(task, found.rows), found
+class Questions(NamedTuple):
+    """What a task asks, by the splits of its lm_eval file, and where it comes from.
+
+    Attributes:
+        parts: "test", and "train" where lm_eval itself takes examples from.
+        rows: as they were read.
+        shots: examples in front of each question.
+    """
+
+    parts: dict[str, list[Document]]
+    rows: Rows
+    shots: int
 
 
-def upstream_dataset(task: str, data_dir: str, split: str, shots_split: str = "", **_: Any) -> dict[str, Any]:
-    """The same as a dataset whose split has the name that lm_eval's file asks for."""
-    from datasets import Dataset
+def questions_of(task: str, data_dir: str | Path | None = None, shots: int | None = None) -> Questions | None:
+    """The questions of a task; None if they come with it (miniature tasks), or lm_eval's file fetches them itself.
 
-    parts = {split: Dataset.from_list(upstream_rows(task, data_dir)[0])}
-    if shots_split:
-        folder = Path(data_dir).expanduser()
-        parts[shots_split] = Dataset.from_list(read_shots(task, find_task(task).source, folder).rows)
-    return parts
+    Raises:
+        ConfigError: as `documents_of`.
+    """
+    info = find_task(task)
+    if info.documents is not None:
+        documents, rows = documents_of(task, data_dir, shots)
+        return Questions({"test": documents}, rows, _shown(info, shots))
+    if task not in FOLDERS or data_dir is None:
+        return None
+    folder = Path(data_dir).expanduser()
+    rows = read_rows(task, info.source, folder)
+    parts = {"test": prepare(task, rows.rows)}
+    if info.source.shots_file:
+        parts["train"] = read_shots(task, info.source, folder).rows
+    return Questions(parts, rows, _shown(info, shots))
+
+
+def _shown(info: TaskInfo, shots: int | None) -> int:
+    """How many examples stand in front of a question: none where a benchmark has none to take."""
+    return 0 if not info.shots else info.shots if shots is None else shots
+
+
+def _check_shots(task: str, number: int, examples: list[Row], rows: list[Row]) -> None:
+    """Raises ConfigError if a subject that is asked about has fewer examples than are wanted."""
+    there = Counter(str(row.get("subject", "")) for row in examples)
+    for subject in sorted({str(row.get("subject", "")) for row in rows}):
+        if there[subject] < number:
+            of_subject = f" of {subject!r}" if subject else ""
+            raise ConfigError(
+                f"{task}: shots={number}, and there are {there[subject]} examples{of_subject}. Take fewer."
+            )
 
 
 def prediction(doc: Mapping[str, Any], results: Sequence[Any]) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -58,7 +58,7 @@ def read_shots(task: str, source: Source, data_dir: Path | None) -> Rows:
         file = _file(task, source.shots_file, data_dir, must_exist=True)
         assert file is not None
         return Rows(read_jsonl(file, source.columns), f"file {source.shots_file}.jsonl")
-    return _from_hub(task, source, source.shots_split)
+    return _from_hub(task, replace(source, file=source.shots_file), source.shots_split)
 
 
 def _file(task: str, name: str, folder: Path, *, must_exist: bool) -> Path | None:

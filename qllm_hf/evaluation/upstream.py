@@ -136,8 +136,6 @@ FOLDERS: Final = {
 FILTERS: Final = {"gsm8k": "strict-match"}
 """The filter whose score counts, where there are several."""
 
-_SPLITS: Final = {"validation": "validation_split", "test": "test_split"}
-
 
 def task_folders(tasks: Sequence[str]) -> list[Path]:
     """The folders that hold lm_eval's own files of some tasks."""

@@ -13,9 +13,11 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from qllm_hf.cli.evaluate import evaluate
 from qllm_hf.cli.info import info
 from qllm_hf.cli.main import app
 from qllm_hf.cli.quantize import quantize
+from qllm_hf.cli.tasks import tasks
 
 pytest.importorskip("optimum.commands.base", reason="needs optimum: pip install 'qllm-hf[optimum]'")
 
@@ -79,13 +81,21 @@ def test_same_options(optimum, stories):
     assert said == qllm_hf("quantize", stories, *words.split())
 
 
-@pytest.mark.parametrize("command", [quantize, info])
+def test_scores_are_the_same(optimum, stories):
+    words = ("evaluate", stories, "--tasks", "mini_cloze", "--limit", "3", "--scheme", "KV4")
+    (said,), (expected,) = (json.loads(optimum(*words, "--json", "-q"))["records"], qllm_hf(*words)["records"])
+    for record in (said, expected):
+        del record["seconds"], record["date"]
+    assert said == expected
+
+
+@pytest.mark.parametrize("command", [quantize, evaluate, tasks, info])
 def test_no_option_is_forgotten(optimum_parser, command, capsys):
     with pytest.raises(SystemExit) as stop:
         optimum_parser.parse_args(["qllm", command.__name__, "--help"])
     assert not stop.value.code
     shown = capsys.readouterr().out
-    assert f"optimum-cli qllm {command.__name__} path/to/model" in shown
+    assert f"optimum-cli qllm {command.__name__}" in shown
     assert "qllm-hf" not in shown
     names = set(inspect.signature(command).parameters) - {"model", "as_json"}
     assert {name for name in names if f"--{name.replace('_', '-')}" not in shown} == set()

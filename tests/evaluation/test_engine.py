@@ -62,7 +62,7 @@ def test_a_value_is_lm_evals_own(model, tokenizer, data):
     from lm_eval import evaluator
     from lm_eval.tasks import TaskManager
 
-    from qllm_hf.evaluation.engine import TASK_FOLDER, quiet_lm_eval
+    from qllm_hf.evaluation.harness import TASK_FOLDER, quiet_lm_eval
     from qllm_hf.evaluation.lm import QllmLM
 
     (record,) = evaluate(model, tokenizer, "FP16", ["mini_calibration"], limit=30)
@@ -176,15 +176,17 @@ def test_mt_bench_in_a_run(model, tokenizer, data, tmp_path):
     tasks = ["qllm_mt_bench", "qllm_mt_bench_text"]
     options = {"limit": 3, "data_dir": data, "out": tmp_path}
     rated, looked_at = evaluate(model, tokenizer, "FP16", tasks, rater=rater, **options)
-    assert judge.asked == rated.items == 6 and told[0].startswith("6 calls to the judge")
+    assert rated.items == 6 and judge.asked == 12
+    assert [text.split(" with")[0] for text in told] == ["6 calls to the judge"] * 2
     assert 1 <= rated.value <= 10 and rated.judge.startswith("length, prompts ")
     assert (rated.details["turn 1"] + rated.details["turn 2"]) / 2 == pytest.approx(rated.value)
-    assert (looked_at.metric, looked_at.items, looked_at.judge) == ("fine", 6, "")
+    assert (looked_at.metric, looked_at.items, looked_at.judge) == ("fine", 6, rated.judge)
+    assert looked_at.details["judge: no verdict"] == 1.0  # this judge writes ratings only
     lines = read_lines(Store(tmp_path).samples(rated))
     assert [(line["id"], line["turn"]) for line in lines][:2] == [(81, 1), (81, 2)]
     assert all(line["judgement"].startswith("Short.") for line in lines)
     evaluate(model, tokenizer, "FP16", tasks, rater=rater, **options)
-    assert judge.asked == 6
+    assert judge.asked == 12
 
 
 def test_mt_bench_needs_a_judge(model, tokenizer):

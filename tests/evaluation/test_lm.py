@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import qllm_hf
 from qllm_hf.errors import ConfigError
 from qllm_hf.evaluation.answers import Journal
-from qllm_hf.evaluation.engine import quiet_lm_eval
+from qllm_hf.evaluation.harness import quiet_lm_eval
 from qllm_hf.evaluation.lm import QllmLM, _halving
 from qllm_hf.evaluation.ranks import Ranks
 
@@ -245,7 +245,7 @@ def test_lm_eval_knows_it_by_name(stories, shared):
     from lm_eval import simple_evaluate
     from lm_eval.tasks import TaskManager
 
-    from qllm_hf.evaluation.engine import TASK_FOLDER
+    from qllm_hf.evaluation.harness import TASK_FOLDER
 
     values = {}
     with quiet_lm_eval():

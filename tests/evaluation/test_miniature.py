@@ -13,8 +13,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import qllm_hf
 from qllm_hf.curriculum.tasks import TASKS, held_out_items
 from qllm_hf.errors import ConfigError, MissingExtraError
-from qllm_hf.evaluation import engine
-from qllm_hf.evaluation.engine import TASK_FOLDER, evaluate
+from qllm_hf.evaluation import harness
+from qllm_hf.evaluation.engine import evaluate
+from qllm_hf.evaluation.harness import TASK_FOLDER
 from qllm_hf.evaluation.miniature import ITEMS, MINIATURE, dataset, text_loss, written
 from qllm_hf.evaluation.record import ABILITIES
 
@@ -143,7 +144,7 @@ def test_without_lm_eval(model, tokenizer, monkeypatch):
     def missing(name):
         raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
-    monkeypatch.setattr(engine, "import_module", missing)
+    monkeypatch.setattr(harness, "import_module", missing)
     with pytest.raises(MissingExtraError, match=r"pip install 'qllm-hf\[eval\]'"):
         evaluate(model, tokenizer, "FP16", ["mini_cloze"])
 
