@@ -160,7 +160,7 @@ def kv_scores() -> str:
     header = ["cache", "bits", *(name.removeprefix("qllm_") for name in exact)]
     lines = []
     for (cache, scheme), values in found.items():
-        shown = [f"{float(values[task]):.4g}" for task in exact]
+        shown = [values[task] if values[task] == "fails" else f"{float(values[task]):.4g}" for task in exact]
         same = [cache != "FP16" and values[task] == exact[task] for task in exact]
         cells = [f"{cell} =" if equal else cell for cell, equal in zip(shown, same, strict=True)]
         lines.append([cache if cache != "FP16" else "none", scheme, *cells])
@@ -172,6 +172,7 @@ def evaluation() -> str:
     lines = [
         [
             row["model"],
+            row["scheme"],
             row["task"],
             row["requests"],
             row["float64_largest_difference"],
@@ -183,7 +184,7 @@ def evaluation() -> str:
         ]
         for row in rows("evaluation")
     ]
-    header = ["model", "task", "requests", "float64, max", "float32, max", "lm_eval 8 to 32, max"]
+    header = ["model", "scheme", "task", "requests", "float64, max", "float32, max", "lm_eval 8 to 32, max"]
     return table([*header, "items/s", "lm_eval items/s", "ratio"], lines)
 
 

@@ -11,6 +11,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from tqdm.auto import tqdm
+
 from .judge.cached import CachedJudge
 from .judge.condition import CONDITIONS, UNCLEAR, condition_messages, judge_conditions
 from .judge.cost import Price, estimate
@@ -84,9 +86,11 @@ def prepare(
     def ask() -> Scored:
         answered = answer_questions(lambda *arguments: lm.chat(*arguments, chat=chat), questions[:limit])
         if task == RATED and rater is not None:
-            return _summary(answered, [Rating(**rating) for rating in _by_first(lm, lambda: _rated(answered, rater))])
+            return _summary(
+                answered, [Rating(**rating) for rating in _by_first(lm, lambda: _rated(lm, answered, rater))]
+            )
         texts = [text for one in answered for text in one.answers]
-        verdicts = [] if rater is None else _by_first(lm, lambda: _judged(texts, rater))
+        verdicts = [] if rater is None else _by_first(lm, lambda: _judged(lm, texts, rater))
         return _looked_at(answered, verdicts)
 
     return identity, ask
@@ -111,14 +115,20 @@ def read_questions(data_dir: str | Path | None) -> tuple[list[Question], Rows]:
     return questions_from_rows(rows.rows, references), rows
 
 
-def _rated(answered: list[Answered], rater: Rater) -> list[dict[str, Any]]:
+def _rated(lm: QllmLM, answered: list[Answered], rater: Rater) -> list[dict[str, Any]]:
     _tell_cost(rater, conversations(answered, rater.prompts))
-    return [asdict(rating) for rating in rate(rater.judge, answered, rater.prompts)]
+    with _bar(lm, "ratings", 2 * len(answered)) as bar:
+        return [asdict(rating) for rating in rate(rater.judge, answered, rater.prompts, lambda rating: bar.update(1))]
 
 
-def _judged(texts: list[str], rater: Rater) -> list[str]:
+def _judged(lm: QllmLM, texts: list[str], rater: Rater) -> list[str]:
     _tell_cost(rater, [condition_messages(text) for text in texts])
-    return judge_conditions(rater.judge, texts)
+    with _bar(lm, "conditions", len(texts)) as bar:
+        return judge_conditions(rater.judge, texts, lambda condition: bar.update(1))
+
+
+def _bar(lm: QllmLM, what: str, total: int) -> Any:
+    return tqdm(total=total, desc=f"{lm.label} {what}", unit="call", disable=not lm.bars, leave=False)
 
 
 def _tell_cost(rater: Rater, asked: list[Messages]) -> None:

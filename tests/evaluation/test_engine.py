@@ -6,12 +6,16 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import fields
+from pathlib import Path
 
+import jsonschema
 import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import qllm_hf
 from qllm_hf.errors import ConfigError
+from qllm_hf.evaluation import record as record_module
 from qllm_hf.evaluation.answers import read_lines
 from qllm_hf.evaluation.dialogue import Rater
 from qllm_hf.evaluation.engine import Subject, evaluate
@@ -20,6 +24,7 @@ from qllm_hf.evaluation.samples import read_samples
 from qllm_hf.evaluation.store import Store
 from qllm_hf.evaluation.upstream import UPSTREAM
 
+SCHEMA = json.loads((Path(record_module.__file__).parent / "record.schema.json").read_text())
 LIKELY_AND_WRITTEN = ["qllm_piqa", "qllm_mmlu", "qllm_gsm8k", "truthfulqa_mc2", "mini_cloze"]
 
 
@@ -139,9 +144,17 @@ def test_records_say_where_they_come_from(model, tokenizer, stories, data, tmp_p
     assert (record.shots, record.dtype, record.task_version) == (2, "float32", "1.0")
     (line,) = read_lines(tmp_path / "records.jsonl")
     assert Record.from_json(line) == record
+    jsonschema.validate(line, SCHEMA)
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate({**line, "items": 0}, SCHEMA)
     (sample, _) = read_lines(Store(tmp_path).samples(record))
     assert sample["prompt"].count("Let's think step by step") == 3
     assert sample["error"] in {"empty", "copy mistake", "missed condition", "calculation error", "logic error"}
+
+
+def test_the_schema_names_every_field():
+    assert set(SCHEMA["properties"]) == set(SCHEMA["required"]) == {each.name for each in fields(Record)}
+    assert SCHEMA["properties"]["format"] == {"const": record_module.FORMAT}
 
 
 def test_chat_templates_are_used_where_the_study_did(data):
@@ -182,6 +195,8 @@ def test_mt_bench_in_a_run(model, tokenizer, data, tmp_path):
     assert (rated.details["turn 1"] + rated.details["turn 2"]) / 2 == pytest.approx(rated.value)
     assert (looked_at.metric, looked_at.items, looked_at.judge) == ("fine", 6, rated.judge)
     assert looked_at.details["judge: no verdict"] == 1.0  # this judge writes ratings only
+    for line in read_lines(tmp_path / "records.jsonl"):
+        jsonschema.validate(line, SCHEMA)
     lines = read_lines(Store(tmp_path).samples(rated))
     assert [(line["id"], line["turn"]) for line in lines][:2] == [(81, 1), (81, 2)]
     assert all(line["judgement"].startswith("Short.") for line in lines)

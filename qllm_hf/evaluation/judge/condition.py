@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Final
 
 from .judge import Judge, Messages
@@ -49,10 +49,16 @@ def parse_condition(judgement: str) -> str:
     return next((name for name in named if name in CONDITIONS), UNCLEAR)
 
 
-def judge_conditions(judge: Judge, texts: Iterable[str]) -> list[str]:
-    """The condition of each text, as a judge sees it.
+def judge_conditions(
+    judge: Judge, texts: Iterable[str], progress: Callable[[str], object] = lambda condition: None
+) -> list[str]:
+    """The condition of each text, as a judge sees it; `progress` is called with each.
 
     Raises:
         JudgeError: the judge does not answer.
     """
-    return [parse_condition(judge.ask(condition_messages(text))) for text in texts]
+    found = []
+    for text in texts:
+        found.append(parse_condition(judge.ask(condition_messages(text))))
+        progress(found[-1])
+    return found

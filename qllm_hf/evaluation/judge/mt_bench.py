@@ -178,7 +178,7 @@ def rate(
     judge: Judge,
     answered: Iterable[Answered],
     prompts: JudgePrompts,
-    progress: Callable[[Rating], None] = lambda rating: None,
+    progress: Callable[[Rating], object] = lambda rating: None,
 ) -> list[Rating]:
     """Two ratings for each question, in order. One answer at a time is graded, not compared with another.
 
