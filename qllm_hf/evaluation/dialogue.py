@@ -29,6 +29,7 @@ from .judge.mt_bench import (
 )
 from .judge.prompts import DEFAULT_PROMPTS, JudgePrompts
 from .registry import find_task
+from .samples import Prepared, Scored
 from .sources import Rows, read_rows, read_shots
 from .statistics import mean
 from .texts.repetition import condition_rates, look_at
@@ -63,13 +64,8 @@ class Rater:
         return f"{self.judge.name}, prompts {self.prompts.digest}"
 
 
-Scored = tuple[dict[str, Any], list[dict[str, Any]]]
-
-
-def prepare(
-    task: str, lm: QllmLM, data_dir: str | Path | None, limit: int | None, chat: bool, rater: Rater | None
-) -> tuple[dict[str, Any], Callable[[], Scored]]:
-    """(what tells the record of a task from others, the function that asks and scores).
+def prepare(task: str, lm: QllmLM, data_dir: str | Path | None, chat: bool, rater: Rater | None) -> Prepared:
+    """One of the two tasks, ready to be asked.
 
     Raises:
         ConfigError: the questions cannot be had.
@@ -83,7 +79,7 @@ def prepare(
         "judge": "" if rater is None else rater.name,
     }
 
-    def ask() -> Scored:
+    def ask(limit: int | None) -> Scored:
         answered = answer_questions(lambda *arguments: lm.chat(*arguments, chat=chat), questions[:limit])
         if task == RATED and rater is not None:
             return _summary(
@@ -93,7 +89,7 @@ def prepare(
         verdicts = [] if rater is None else _by_first(lm, lambda: _judged(lm, texts, rater))
         return _looked_at(answered, verdicts)
 
-    return identity, ask
+    return Prepared(identity, len(questions), ask)
 
 
 def _by_first(lm: QllmLM, ask: Callable[[], list[Any]]) -> list[Any]:

@@ -10,8 +10,7 @@ from __future__ import annotations
 import datetime
 import json
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,15 +18,15 @@ from transformers import PreTrainedModel
 
 from ..errors import ConfigError
 from .answers import Journal, digest
-from .dialogue import LOOKED_AT, RATED, Rater, Scored, prepare, read_questions
-from .harness import LoadedTask, lm_eval, load_task, quiet_lm_eval
+from .dialogue import LOOKED_AT, RATED, Rater, prepare, read_questions
+from .harness import lm_eval, load_task, quiet_lm_eval
 from .miniature import MINIATURE
 from .provenance import hardware, revision_of, versions
 from .questions import questions_of
 from .ranks import Ranks
 from .record import Record
 from .registry import find_task
-from .samples import read_samples
+from .samples import Prepared, Scored, read_samples
 from .store import Store
 from .task import TaskInfo
 
@@ -73,7 +72,7 @@ def evaluate(
         tokenizer: that belongs to it.
         subject: what the records are to say of the model: its scheme, or more of it.
         tasks: ids of `qllm_hf.evaluation.registry.TASKS`.
-        limit: the first items of each task only; the records are marked as partial.
+        limit: the first items of each task only; the records are marked as partial if there are more.
         batch_size: items at once; by default by their tokens (`qllm_hf.evaluation.batches`).
         progress: is called with each record when it is there.
         data_dir: a folder with the rows of the benchmarks; by default they come from the Hub.
@@ -96,12 +95,16 @@ def evaluate(
 
     if isinstance(subject, str):
         subject = Subject(subject)
-    subject = replace(subject, revision=subject.revision or revision_of(subject.model, model))
+    ranks = Ranks() if ranks is None else ranks
     store = Store(None if out is None else Path(out).expanduser())
-    ranks = ranks or Ranks()
-    dtype = str(model.dtype).removeprefix("torch.")
-    quantization = _quantization(model)
-    found_versions = versions()
+    measured = {
+        "model": subject.model,
+        "revision": subject.revision or revision_of(subject.model, model),
+        "scheme": subject.scheme,
+        "quantization": _quantization(model),
+        "dtype": str(model.dtype).removeprefix("torch."),
+    }
+    where = {"versions": versions(), "hardware": hardware(model.device), "seeds": SEEDS}
     records = []
     with quiet_lm_eval():
         lm = QllmLM(
@@ -110,62 +113,27 @@ def evaluate(
             batch_size=batch_size or "auto",
             journal=Journal(store.answers, ranks.rank),
             ranks=ranks,
-            fingerprint=digest(subject.model, subject.revision, subject.scheme, quantization, dtype, found_versions),
+            fingerprint=digest(measured, where["versions"]),
             bars=bars,
         )
         for task, info in infos.items():
-            as_chat = info.chat and chat and _has_template(tokenizer)
+            as_chat = info.chat and chat and bool(tokenizer.chat_template)
             if task in (RATED, LOOKED_AT):
-                identity, ask = prepare(task, lm, data_dir, limit, as_chat, rater)
+                prepared = prepare(task, lm, data_dir, as_chat, rater)
             else:
-                loaded = load_task(task, data_dir, shots)
-                identity = {
-                    "task_version": loaded.version,
-                    "shots": loaded.shots,
-                    "chat": as_chat,
-                    "data": loaded.data,
-                }
-                ask = partial(_ask, lm, task, info, loaded, limit, as_chat)
-            identity = {
-                "model": subject.model,
-                "revision": subject.revision,
-                "scheme": subject.scheme,
-                "quantization": quantization,
-                "dtype": dtype,
-                "task": task,
-                "metric": info.metric,
-                "limit": limit,
-                "judge": "",
-                **identity,
-            }
-            known = store.find(identity)
-            if ranks.size > 1:  # the first process knows; another node may not see its folder
-                known_task = ranks.share({0: None if known is None else known.to_json()} if ranks.is_first else {})[0]
-                known = None if known_task is None else Record.from_json(known_task)
-            if known is None:
+                prepared = _prepare(task, info, lm, data_dir, shots, as_chat)
+            part = None if limit is None or limit >= prepared.size else limit
+            identity = {**measured, "task": task, "metric": info.metric, "limit": part, **prepared.identity}
+            record = _known(store, identity, ranks)
+            if record is None:
                 lm.label = f"{subject.scheme} {task}"
                 lm.start_counting()
-                scores, samples = ask()
-                usage = dict(lm.usage)
-                known = Record(
-                    ability=info.ability,
-                    chance=info.chance,
-                    best=info.best,
-                    in_ability=info.in_ability,
-                    cut=int(usage.pop("cut")),
-                    seconds=round(usage.pop("seconds"), 3),
-                    usage={key: int(value) for key, value in usage.items()},
-                    seeds=SEEDS,
-                    versions=found_versions,
-                    hardware=hardware(model.device),
-                    date=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-                    **identity,
-                    **scores,
-                )
+                scores, samples = prepared.ask(part)
+                record = _record(info, identity, where, lm.usage, scores)
                 if ranks.is_first:
-                    store.add(known, samples)
-            progress(known)
-            records.append(known)
+                    store.add(record, samples)
+            progress(record)
+            records.append(record)
     ranks.wait()
     if ranks.is_first:
         lm.journal.drop()
@@ -202,17 +170,57 @@ def check(
     return infos
 
 
-def _ask(lm: Any, task: str, info: TaskInfo, loaded: LoadedTask, limit: int | None, chat: bool) -> Scored:
-    return read_samples(task, info, loaded.ask(lm, limit, chat=chat))
+def _prepare(
+    task: str, info: TaskInfo, lm: Any, data_dir: str | Path | None, shots: int | None, chat: bool
+) -> Prepared:
+    """A task of lm_eval, ready to be asked."""
+    loaded = load_task(task, data_dir, shots)
+
+    def ask(limit: int | None) -> Scored:
+        return read_samples(task, info, loaded.ask(lm, limit, chat=chat))
+
+    identity = {
+        "task_version": loaded.version,
+        "shots": loaded.shots,
+        "chat": chat,
+        "data": loaded.data,
+        "judge": "",
+    }
+    return Prepared(identity, loaded.size, ask)
+
+
+def _known(store: Store, identity: dict[str, Any], ranks: Ranks) -> Record | None:
+    """The record of an earlier run; in all processes what the first one finds, as others may not see its folder."""
+    found = store.find(identity)
+    if ranks.size == 1:
+        return found
+    entry = ranks.share({0: None if found is None else found.to_json()} if ranks.is_first else {})[0]
+    return None if entry is None else Record.from_json(entry)
+
+
+def _record(
+    info: TaskInfo, identity: dict[str, Any], where: dict[str, Any], usage: dict[str, Any], scores: dict[str, Any]
+) -> Record:
+    counted = dict(usage)
+    return Record(
+        ability=info.ability,
+        chance=info.chance,
+        best=info.best,
+        in_ability=info.in_ability,
+        cut=int(counted.pop("cut")),
+        seconds=round(counted.pop("seconds"), 3),
+        usage={key: int(value) for key, value in counted.items()},
+        date=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        **identity,
+        **where,
+        **scores,
+    )
 
 
 def _quantization(model: PreTrainedModel) -> dict[str, Any]:
     """The config of a quantized model as JSON holds it; {} for a float model."""
     quantizer: Any = getattr(model, "hf_quantizer", None)
-    return (
-        {} if quantizer is None else dict(json.loads(json.dumps(quantizer.quantization_config.to_dict(), default=str)))
-    )
-
-
-def _has_template(tokenizer: Any) -> bool:
-    return bool(getattr(tokenizer, "chat_template", None))
+    if quantizer is None:
+        return {}
+    found: dict[str, Any] = json.loads(json.dumps(quantizer.quantization_config.to_dict(), default=str))
+    return found

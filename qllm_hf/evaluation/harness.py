@@ -28,12 +28,14 @@ class LoadedTask(NamedTuple):
         version: of its questions and rules.
         shots: examples in front of each question.
         data: origin and digest of its rows.
+        size: how many items there are.
     """
 
     tasks: dict[str, Any]
     version: str
     shots: int
     data: dict[str, str]
+    size: int
 
     def ask(self, lm: Any, limit: int | None, *, chat: bool) -> list[dict[str, Any]]:
         """What lm_eval logs of each item."""
@@ -75,7 +77,7 @@ def load_task(task: str, data_dir: str | Path | None, shots: int | None) -> Load
             f"{find_task(task).source.file}.jsonl (--data-dir)."
         ) from error
     (loaded,) = tasks.values()
-    return LoadedTask(tasks, str(loaded.VERSION), shown, data)
+    return LoadedTask(tasks, str(loaded.VERSION), shown, data, len(loaded.eval_docs))
 
 
 def nearest_file(task: str) -> str:

@@ -14,11 +14,9 @@ Keys and values are quantized by the model itself, with a cache and without one,
 from __future__ import annotations
 
 import inspect
-import math
 import time
 from collections.abc import Callable, Sequence
-from itertools import accumulate, islice
-from typing import Any, Final, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from lm_eval import utils
@@ -33,22 +31,11 @@ from ..errors import ConfigError
 from ..loading import load_model, load_tokenizer
 from .answers import Answered, Journal, digest
 from .batches import plan_batches, tokens_to_read, tokens_to_write
+from .likelihood import Likelihood, score
 from .ranks import Ranks
 
 Request = tuple[Any, list[int], list[int]]
 T = TypeVar("T")
-PAD: Final = 0
-
-
-class Likelihood(tuple[float, bool]):
-    """(log-likelihood in nats, whether every token was the likeliest) of a text, with its number of tokens."""
-
-    tokens: int
-
-    def __new__(cls, value: float, is_greedy: bool, tokens: int) -> Likelihood:
-        pair = super().__new__(cls, (value, is_greedy))
-        pair.tokens = tokens
-        return pair
 
 
 @register_model("qllm")
@@ -164,7 +151,9 @@ class QllmLM(HFLM):  # type: ignore[misc]
             return [requests[index][2][-lengths[row] :] for index in owners[row]]
 
         def compute(batch: Sequence[int]) -> list[Any]:
-            return self._score([inputs[row] for row in batch], [targets(row) for row in batch])
+            return score(
+                self.model, [inputs[row] for row in batch], [targets(row) for row in batch], self._keeps_logits
+            )
 
         batches = plan_batches([len(row) for row in inputs], self._to_read, self._rows)
         keys = [[[inputs[row], targets(row)] for row in batch] for batch in batches]
@@ -174,43 +163,6 @@ class QllmLM(HFLM):  # type: ignore[misc]
                 for index, (value, is_greedy) in zip(owners[row], scored, strict=True):
                     found[index] = Likelihood(value, is_greedy, len(requests[index][2]))
         return found  # type: ignore[return-value]
-
-    @torch.no_grad()
-    def _score(self, inputs: Sequence[Sequence[int]], targets: Sequence[Sequence[list[int]]]) -> list[Any]:
-        """[[(log-likelihood, is greedy) of each continuation] of each input], the continuations at its end."""
-        longest = max(map(len, inputs))
-        ids = torch.full((len(inputs), longest), PAD)
-        for row, tokens in enumerate(inputs):
-            ids[row, : len(tokens)] = torch.tensor(tokens)
-        # the last token of a continuation is no input, so its k tokens are predicted by the last k inputs
-        starts = [len(row) - max(map(len, found)) for row, found in zip(inputs, targets, strict=True)]
-        first = min(starts)
-        if self._keeps_logits:
-            logits = self.model(
-                ids.to(self.device), logits_to_keep=torch.arange(first, longest, device=self.device), use_cache=False
-            ).logits
-        else:
-            logits = self.model(ids.to(self.device), use_cache=False).logits[:, first:]
-        rows = [row for row, tokens in enumerate(inputs) for _ in range(starts[row], len(tokens))]
-        places = [place - first for row, tokens in enumerate(inputs) for place in range(starts[row], len(tokens))]
-        needed = logits[rows, places]  # [places, vocabulary]
-        needed = needed.to(torch.promote_types(needed.dtype, torch.float32))
-        likeliest = needed.argmax(dim=-1).tolist()
-        ends = list(accumulate(len(tokens) - start for tokens, start in zip(inputs, starts, strict=True)))
-        spans = [
-            (range(end - len(continuation), end), continuation)
-            for end, found in zip(ends, targets, strict=True)
-            for continuation in found
-        ]
-        flat = [place for span, _ in spans for place in span]
-        chosen = [token for _, continuation in spans for token in continuation]
-        log_probabilities = (needed[flat, chosen] - needed.logsumexp(dim=-1)[flat]).tolist()
-        values = iter(log_probabilities)
-        answers = (
-            [math.fsum(islice(values, len(continuation))), likeliest[span.start : span.stop] == continuation]
-            for span, continuation in spans
-        )
-        return [list(islice(answers, len(found))) for found in targets]
 
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
         """What the model writes after each context, up to a stop sequence or the end of the text."""

@@ -6,8 +6,8 @@ The numbers come from the items, so the lines of the file are enough to compute 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Any, Final
+from collections.abc import Callable, Sequence
+from typing import Any, Final, NamedTuple
 
 from .questions import prediction
 from .scoring.rules import RULES
@@ -18,13 +18,29 @@ from .texts.maths_errors import error_rates, maths_error
 from .texts.repetition import condition_rates, look_at
 from .upstream import FILTERS
 
+Scored = tuple[dict[str, Any], list[dict[str, Any]]]
+"""(the fields of a record that its items decide, a line for each item)."""
+
+
+class Prepared(NamedTuple):
+    """A task that is ready to be asked.
+
+    Attributes:
+        identity: what tells its records from others, besides the model.
+        size: how many items there are.
+        ask: asks the first items, or all, and scores them.
+    """
+
+    identity: dict[str, Any]
+    size: int
+    ask: Callable[[int | None], Scored]
+
+
 WRITES_MUCH: Final = frozenset({"yes_no_chain", "digits_chain", "rated"})
 """Rules of texts that are long enough to be looked at for repetition and garbage."""
 
 
-def read_samples(
-    task: str, info: TaskInfo, logged: Sequence[dict[str, Any]]
-) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+def read_samples(task: str, info: TaskInfo, logged: Sequence[dict[str, Any]]) -> Scored:
     """(value, stderr, items, answered, details of the record; lines for the file of samples)."""
     if not info.rule:
         return _scored_by_lm_eval(task, info, logged)
@@ -87,9 +103,7 @@ def _maths(
     return {"acc_by_value": mean(values).value, **{f"error: {kind}": part for kind, part in error_rates(kinds).items()}}
 
 
-def _scored_by_lm_eval(
-    task: str, info: TaskInfo, logged: Sequence[dict[str, Any]]
-) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+def _scored_by_lm_eval(task: str, info: TaskInfo, logged: Sequence[dict[str, Any]]) -> Scored:
     """The mean of lm_eval's own marks; a perplexity is exp of a ratio of sums, with its error by the delta method."""
     logged = [sample for sample in logged if sample["filter"] == FILTERS.get(task, "none")]
     marks = [sample[info.metric] for sample in logged]

@@ -91,11 +91,9 @@ def test_two_runs_agree_in_every_bit(model, tokenizer, data, tmp_path):
 
 
 def test_what_is_there_is_not_asked_again(model, tokenizer, data, tmp_path, monkeypatch):
-    from qllm_hf.evaluation.lm import QllmLM
-
     options = {"limit": 4, "data_dir": data, "out": tmp_path}
     first = evaluate(model, tokenizer, "FP16", ["qllm_piqa"], **options)
-    monkeypatch.setattr(QllmLM, "_score", lambda *arguments: pytest.fail("asked"))
+    monkeypatch.setattr("qllm_hf.evaluation.lm.score", lambda *arguments: pytest.fail("asked"))
     assert evaluate(model, tokenizer, "FP16", ["qllm_piqa"], **options) == first
     assert len(read_lines(tmp_path / "records.jsonl")) == 1
     for other in ({"limit": 5}, {"out": tmp_path / "elsewhere"}):
@@ -132,6 +130,8 @@ def test_a_partial_run_says_so(model, tokenizer):
     partial, whole = (evaluate(model, tokenizer, "FP16", ["mini_rules"], limit=limit)[0] for limit in (3, None))
     assert (partial.is_partial, partial.limit, partial.items) == (True, 3, 3)
     assert (whole.is_partial, whole.limit, whole.items) == (False, None, 400)
+    more = evaluate(model, tokenizer, "FP16", ["mini_rules"], limit=400)[0]
+    assert more.result == whole.result  # a limit that leaves nothing out is none
 
 
 def test_records_say_where_they_come_from(model, tokenizer, stories, data, tmp_path):
