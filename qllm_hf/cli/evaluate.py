@@ -244,8 +244,8 @@ def _page(records: list[Record]) -> str:
 
     first = records[0]
     title = f"{first.model}, scheme {first.scheme}, {first.dtype}"
-    if parts := {record.limit for record in records if record.is_partial}:
-        title += f": PARTIAL, the first {parts.pop()} items of each task, no benchmark scores"
+    if limits := {record.limit for record in records if record.is_partial}:
+        title += f": PARTIAL, the first {limits.pop()} items of each task, no benchmark scores"
     rows = [["ability", "task", "benchmark", "metric", "score", "+-", "chance", "items", "answered"]]
     for record in records:
         rows.append(

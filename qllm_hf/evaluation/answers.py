@@ -8,11 +8,11 @@ not read.
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Sequence
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from .lines import append_line, read_lines
 
 
 class Answered(NamedTuple):
@@ -67,45 +67,3 @@ class Journal:
 def digest(*parts: Any) -> str:
     """A digest of values that JSON can hold."""
     return sha256(json.dumps(parts, sort_keys=True, ensure_ascii=False).encode("utf-8", "surrogatepass")).hexdigest()
-
-
-def append_line(path: Path, value: dict[str, Any]) -> None:
-    """Append one JSON line in one write, and wait until the disk has it. A torn line before it is ended first."""
-    data = json.dumps(value, ensure_ascii=True).encode() + b"\n"
-    with path.open("ab") as file:
-        if file.tell() and not _ends_with_newline(path):
-            data = b"\n" + data
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The whole lines of a file that `append_line` wrote; what a killed process left half-written is not read."""
-    if not path.is_file():
-        return []
-    entries = []
-    for line in path.read_bytes().split(b"\n")[:-1]:
-        try:
-            entries.append(json.loads(line))
-        except ValueError:
-            continue  # torn by a kill, and ended by the line after it
-    return entries
-
-
-def _ends_with_newline(path: Path) -> bool:
-    with path.open("rb") as file:
-        file.seek(-1, os.SEEK_END)
-        return file.read(1) == b"\n"
-
-
-def write_lines(path: Path, values: Sequence[dict[str, Any]]) -> None:
-    """Write a whole file of JSON lines, or nothing: under another name first, then renamed."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with partial.open("w", encoding="utf-8") as file:
-        for value in values:
-            file.write(json.dumps(value, ensure_ascii=False) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)

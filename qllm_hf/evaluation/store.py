@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from ..errors import CheckpointError
-from .answers import append_line, read_lines, write_lines
+from .lines import append_line, read_lines, write_lines
 from .record import Record
 
 _IDENTITY: Final = tuple(

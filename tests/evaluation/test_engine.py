@@ -16,9 +16,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import qllm_hf
 from qllm_hf.errors import ConfigError
 from qllm_hf.evaluation import record as record_module
-from qllm_hf.evaluation.answers import read_lines
 from qllm_hf.evaluation.dialogue import Rater
 from qllm_hf.evaluation.engine import Subject, evaluate
+from qllm_hf.evaluation.lines import read_lines
 from qllm_hf.evaluation.record import Record
 from qllm_hf.evaluation.samples import read_samples
 from qllm_hf.evaluation.store import Store

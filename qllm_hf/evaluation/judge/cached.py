@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
-import os
 from pathlib import Path
 from typing import Final
 
 from ...errors import JudgeError
+from ..lines import append_line, read_lines
 from .judge import MAX_TOKENS, TEMPERATURE, Judge, Messages
 
 _KEY: Final = "key"
@@ -50,7 +49,7 @@ class CachedJudge:
                 raise JudgeError(
                     f"{error} {kept} kept in {str(self.path)!r}; the same command goes on from there."
                 ) from error
-            _append(self.path, {_KEY: key, "judge": self.name, "messages": messages, _JUDGEMENT: judgement})
+            append_line(self.path, {_KEY: key, "judge": self.name, "messages": messages, _JUDGEMENT: judgement})
             self._known[key] = judgement
         return self._known[key]
 
@@ -68,33 +67,7 @@ class CachedJudge:
 def _read(path: Path) -> dict[str, str]:
     """{key: judgement} of the whole lines of a file; of two judgements of one key the first, which was used first."""
     known: dict[str, str] = {}
-    try:
-        content = path.read_bytes()
-    except FileNotFoundError:
-        return known
-    for line in content.split(b"\n"):
-        try:
-            row = json.loads(line)
+    for row in read_lines(path):
+        if _KEY in row and _JUDGEMENT in row:
             known.setdefault(str(row[_KEY]), str(row[_JUDGEMENT]))
-        except (ValueError, KeyError, TypeError):  # an empty line, or what was left of one
-            continue
     return known
-
-
-def _append(path: Path, row: dict[str, object]) -> None:
-    """Puts one line at the end and waits until the disk has it.
-
-    In one write to a file opened for appending, so lines of several processes do not mix. A file that does not end
-    with a line break holds a line that was cut off; it gets one, or the new line would be lost with it. While another
-    process writes, its line can look like that too: then an empty line stays between them.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    line = json.dumps(row).encode("ascii") + b"\n"
-    with path.open("a+b", buffering=0) as file:
-        if file.seek(0, os.SEEK_END):
-            file.seek(-1, os.SEEK_END)
-            if file.read(1) != b"\n":
-                line = b"\n" + line
-        if file.write(line) != len(line):
-            raise OSError(errno.ENOSPC, "the judgement was written only in part: is the disk full?", str(path))
-        os.fsync(file.fileno())
