@@ -53,12 +53,15 @@ def write_lines(path: Path, values: Iterable[dict[str, Any]]) -> None:
     """Write a whole file, or nothing: under another name first, then renamed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    with partial.open("wb") as file:
-        for value in values:
-            file.write(_readable(value) + b"\n")
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    try:
+        with partial.open("wb") as file:
+            for value in values:
+                file.write(_readable(value) + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def _readable(value: dict[str, Any]) -> bytes:

@@ -44,6 +44,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
     with pytest.raises(TypeError):
         write_lines(path, [{"new": 1}, {"new": object()}])
     assert read_lines(path) == [{"old": 1}]
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_what_is_no_object_is_passed_over(tmp_path):
