@@ -34,6 +34,7 @@ def evaluate(
             "'mini' is the miniature tasks, which need no data. `qllm-hf tasks` lists all.",
         ),
     ] = None,
+    without: Annotated[str | None, typer.Option(help="Tasks to leave out, written as in --tasks.")] = None,
     limit: Annotated[
         int | None, typer.Option(min=2, help="The first items of each task only: a partial score.")
     ] = None,
@@ -84,7 +85,7 @@ def evaluate(
     """
     with answering(as_json=as_json, quiet=quiet, debug=debug):
         config = options.make_config(scheme, keep, override)
-        names = choose(tasks, abilities, judge is not None)
+        names = choose(tasks, abilities, without, judge is not None)
 
         from ..evaluation import engine
         from ..evaluation.ranks import leave, this_process
@@ -133,38 +134,51 @@ def evaluate(
             answer(_data(records), _page(records), as_json=as_json)
 
 
-def choose(tasks: str | None, abilities: str, has_judge: bool) -> list[str]:
-    """The tasks that two options mean.
+def choose(tasks: str | None, abilities: str, without: str | None, has_judge: bool) -> list[str]:
+    """The tasks that the options mean.
 
     Raises:
         UsageError: they mean none.
         ConfigError: a name that is none.
     """
-    from fnmatch import fnmatch
-
     from ..evaluation.dialogue import RATED
-    from ..evaluation.registry import TASKS, find_task, tasks_of
+    from ..evaluation.registry import tasks_of
 
-    if tasks is None:
+    if tasks is not None:
+        chosen = _named(tasks, "--tasks")
+    else:
         wanted = [name.strip() for name in abilities.split(",") if name.strip()]
         if not wanted:
             raise UsageError("--abilities names none. Give some of nlp, emergent, trust, dialogue, long, or all.")
-        return [name for name in tasks_of(wanted) if has_judge or name != RATED]
-    chosen: list[str] = []
-    for name in (part.strip() for part in tasks.split(",") if part.strip()):
+        chosen = [name for name in tasks_of(wanted) if has_judge or name != RATED]
+    left_out = [] if without is None else _named(without, "--without")
+    chosen = [name for name in chosen if name not in left_out]
+    if not chosen:
+        raise UsageError("--without leaves no task. `qllm-hf tasks` lists them.")
+    return chosen
+
+
+def _named(text: str, option: str) -> list[str]:
+    """The tasks that a list of names and patterns means."""
+    from fnmatch import fnmatch
+
+    from ..evaluation.registry import TASKS, find_task, tasks_of
+
+    found: list[str] = []
+    for name in (part.strip() for part in text.split(",") if part.strip()):
         if name == MINI:
-            chosen += tasks_of(["all"], MINI)
+            found += tasks_of(["all"], MINI)
         elif "*" in name:
-            found = [task for task in TASKS if fnmatch(task, name)]
-            if not found:
-                raise UsageError(f"--tasks {name!r} matches none. `qllm-hf tasks` lists them.")
-            chosen += found
+            matching = [task for task in TASKS if fnmatch(task, name)]
+            if not matching:
+                raise UsageError(f"{option} {name!r} matches none. `qllm-hf tasks` lists them.")
+            found += matching
         else:
             find_task(name)
-            chosen.append(name)
-    if not chosen:
-        raise UsageError("--tasks names none. `qllm-hf tasks` lists them.")
-    return list(dict.fromkeys(chosen))
+            found.append(name)
+    if not found:
+        raise UsageError(f"{option} names none. `qllm-hf tasks` lists them.")
+    return list(dict.fromkeys(found))
 
 
 def own_device() -> str | None:

@@ -162,11 +162,23 @@ def check(
             "them for repetition and garbage."
         )
     lm_eval("evaluator")
+    problems: dict[str, ConfigError] = {}
     for task in infos:
-        if task in (RATED, LOOKED_AT):
-            read_questions(data_dir)
-        else:
-            questions_of(task, data_dir, shots)
+        try:
+            if task in (RATED, LOOKED_AT):
+                read_questions(data_dir)
+            else:
+                questions_of(task, data_dir, shots)
+        except ConfigError as error:
+            problems[task] = error
+    if len(problems) > 1:
+        first = next(iter(problems.values()))
+        raise ConfigError(
+            f"{first} In all, {len(problems)} tasks have rows that are missing or damaged; to leave them out: "
+            f"--without {','.join(problems)}"
+        ) from first
+    for problem in problems.values():
+        raise problem
     return infos
 
 

@@ -188,29 +188,29 @@ def test_the_same_command_asks_nothing_twice(stories, tmp_path, monkeypatch):
 
 
 def test_tasks_can_be_called_by_patterns():
-    assert choose("qllm_ethics_*", "all", False) == [
+    assert choose("qllm_ethics_*", "all", None, False) == [
         f"qllm_ethics_{part}" for part in ("commonsense", "deontology", "justice", "virtue")
     ]
-    assert choose("mini", "all", False) == tasks_of(["all"], "mini")
-    assert choose("mini_cloze, mini ,qllm_lines_77", "all", False)[0] == "mini_cloze"
-    assert choose("mini,mini_cloze", "all", False) == tasks_of(["all"], "mini"), "no task twice"
-    assert choose("qllm_lines_77", "all", False) == ["qllm_lines_77"]
-    assert choose(None, "nlp, long", False) == tasks_of(["nlp", "long"])
-    assert "qllm_mt_bench" in choose(None, "dialogue", True)
-    assert choose(None, "dialogue", False) == ["qllm_mt_bench_text"], "without a judge it is looked at only"
+    assert choose("mini", "all", None, False) == tasks_of(["all"], "mini")
+    assert choose("mini_cloze, mini ,qllm_lines_77", "all", None, False)[0] == "mini_cloze"
+    assert choose("mini,mini_cloze", "all", None, False) == tasks_of(["all"], "mini"), "no task twice"
+    assert choose("qllm_lines_77", "all", None, False) == ["qllm_lines_77"]
+    assert choose(None, "nlp, long", None, False) == tasks_of(["nlp", "long"])
+    assert "qllm_mt_bench" in choose(None, "dialogue", None, True)
+    assert choose(None, "dialogue", None, False) == ["qllm_mt_bench_text"], "without a judge it is looked at only"
 
 
 @pytest.mark.parametrize("words", [("qllm_zz*", "all"), (",", "all"), (None, ","), (None, " ")])
 def test_patterns_that_call_for_nothing(words):
     with pytest.raises(UsageError, match=r"matches none|names none"):
-        choose(*words, False)
+        choose(*words, None, False)
 
 
 def test_names_that_are_none():
     with pytest.raises(ConfigError, match="Did you mean 'qllm_piqa'"):
-        choose("qllm_pika", "all", False)
+        choose("qllm_pika", "all", None, False)
     with pytest.raises(ConfigError, match="no ability 'trusts'"):
-        choose(None, "trusts", False)
+        choose(None, "trusts", None, False)
 
 
 @pytest.mark.parametrize(
@@ -347,3 +347,31 @@ def test_as_a_program(stories, shared, tmp_path):
     assert [record["task"] for record in json.loads(done.stdout)["records"]] == ["qllm_piqa", "hellaswag"]
     assert done.stderr == "", "no bars and no remarks with --quiet"
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["records.jsonl", "samples"]
+
+
+def test_tasks_can_be_left_out():
+    left = choose("mini", "all", "mini_lines_*,mini_cloze", False)
+    assert set(tasks_of(["all"], "mini")) - set(left) == {
+        "mini_cloze",
+        "mini_lines_256",
+        "mini_lines_512",
+        "mini_lines_1024",
+        "mini_lines_2048",
+    }
+    with pytest.raises(UsageError, match="--without leaves no task"):
+        choose("mini_cloze", "all", "mini", False)
+    with pytest.raises(ConfigError, match="no task 'mini_close'"):
+        choose("mini", "all", "mini_close", False)
+
+
+def test_all_rows_that_are_missing_are_named_at_once(stories, shared):
+    """And the option that leaves them out, which is then taken at its word."""
+    said = refusal("evaluate", stories, "--abilities", "nlp", "--data-dir", shared / "data", "--limit", 2)
+    assert "has no basic_nlp/chid.jsonl" in said and "4 tasks have rows that are missing or damaged" in said
+    left_out = said.rpartition("--without ")[2]
+    assert left_out == "qllm_chid,qllm_race_middle,qllm_race_high,qllm_siqa"
+    done = run(
+        *("evaluate", stories, "--abilities", "nlp", "--data-dir", shared / "data", "--limit", 2),
+        *("--without", f"{left_out},wikitext", "--json"),
+    )
+    assert len(json.loads(done.stdout)["records"]) == 3
