@@ -9,6 +9,8 @@ from typing import Any, Final
 
 import torch
 
+from ..errors import ModelError
+
 PAD: Final = 0
 """Stands behind shorter rows, where no token looks."""
 
@@ -35,6 +37,9 @@ def score(
         inputs: token ids of each row, without the last token of its continuations.
         targets: for each row its continuations, which end one token behind it: several if they differ in that one.
         keeps_logits: whether the model takes `logits_to_keep`, and so makes logits only where they are needed.
+
+    Raises:
+        ModelError: an output is nan; the likeliest of several texts would be any of them.
     """
     longest = max(map(len, inputs))
     ids = torch.full((len(inputs), longest), PAD)
@@ -63,6 +68,11 @@ def score(
     flat = [place for span, _ in spans for place in span]
     chosen = [token for _, continuation in spans for token in continuation]
     log_probabilities = (needed[flat, chosen] - needed.logsumexp(dim=-1)[flat]).tolist()
+    if any(map(math.isnan, log_probabilities)):
+        raise ModelError(
+            f"the model's outputs are no numbers (nan) in {model.dtype}, so they say nothing of a text. Where float16 "
+            "is too small for a model, bfloat16 or float32 (--dtype) is not."
+        )
     values = iter(log_probabilities)
     answers = (
         [math.fsum(islice(values, len(continuation))), likeliest[span.start : span.stop] == continuation]

@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import qllm_hf
-from qllm_hf.errors import ConfigError
+from qllm_hf.errors import ConfigError, ModelError
 from qllm_hf.evaluation import lm as module
 from qllm_hf.evaluation.answers import Journal
 from qllm_hf.evaluation.harness import quiet_lm_eval
@@ -134,6 +134,14 @@ def test_an_answer_gets_at_most_half_of_the_model(small, tokenizer):
 def test_empty_choices_are_refused(small, tokenizer):
     with pytest.raises(ConfigError, match="a choice or an answer is empty"):
         ours(small, tokenizer)._loglikelihood_tokens([(("a", ""), [1, 2], [])])
+
+
+def test_outputs_that_are_no_numbers_are_no_scores(stories, tokenizer):
+    broken = AutoModelForCausalLM.from_pretrained(stories).eval()
+    with torch.no_grad():
+        broken.model.norm.weight[0] = float("nan")
+    with pytest.raises(ModelError, match=r"no numbers \(nan\) in torch.float32"):
+        ours(broken, tokenizer).loglikelihood(requests(*PAIRS))
 
 
 def test_models_without_logits_to_keep(small, tokenizer):
