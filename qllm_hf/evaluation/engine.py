@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 from ..errors import ConfigError
 from .answers import Journal, digest
 from .dialogue import LOOKED_AT, RATED, Rater, prepare, read_questions
-from .harness import lm_eval, load_task, quiet_lm_eval
+from .harness import SHOTS_SEED, lm_eval, load_task, quiet_lm_eval
 from .miniature import MINIATURE
 from .provenance import hardware, revision_of, versions
 from .questions import questions_of
@@ -30,7 +30,7 @@ from .samples import Prepared, Scored, read_samples
 from .store import Store
 from .task import TaskInfo
 
-SEEDS: Final = {"generation": 0}
+SEEDS: Final = {"generation": 0, "shots": SHOTS_SEED}
 
 
 @dataclass(frozen=True)

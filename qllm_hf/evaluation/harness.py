@@ -18,6 +18,8 @@ from .study import KEYS, LINES
 from .upstream import FOLDERS, task_folders
 
 TASK_FOLDER: Final = Path(__file__).parent / "tasks"
+SHOTS_SEED: Final = 1234
+"""lm_eval's own default, for the examples that it draws."""
 
 
 class LoadedTask(NamedTuple):
@@ -77,6 +79,8 @@ def load_task(task: str, data_dir: str | Path | None, shots: int | None) -> Load
             f"{find_task(task).source.file}.jsonl (--data-dir)."
         ) from error
     (loaded,) = tasks.values()
+    # lm_eval's command line does so; without it the examples of its own tasks are others in every run
+    loaded.set_fewshot_seed(seed=SHOTS_SEED)
     return LoadedTask(tasks, str(loaded.VERSION), shown, data, len(loaded.eval_docs))
 
 

@@ -19,6 +19,7 @@ from qllm_hf.evaluation import record as record_module
 from qllm_hf.evaluation.dialogue import Rater
 from qllm_hf.evaluation.engine import Subject, evaluate
 from qllm_hf.evaluation.lines import read_lines
+from qllm_hf.evaluation.lm import QllmLM
 from qllm_hf.evaluation.record import Record
 from qllm_hf.evaluation.samples import read_samples
 from qllm_hf.evaluation.store import Store
@@ -68,7 +69,6 @@ def test_a_value_is_lm_evals_own(model, tokenizer, data):
     from lm_eval.tasks import TaskManager
 
     from qllm_hf.evaluation.harness import TASK_FOLDER, quiet_lm_eval
-    from qllm_hf.evaluation.lm import QllmLM
 
     (record,) = evaluate(model, tokenizer, "FP16", ["mini_calibration"], limit=30)
     with quiet_lm_eval():
@@ -88,6 +88,29 @@ def test_two_runs_agree_in_every_bit(model, tokenizer, data, tmp_path):
         files = [tmp_path / name / "samples" / "model" / "FP16" / f"{task}.jsonl" for name in ("one", "two")]
         assert files[0].read_bytes() == files[1].read_bytes()
     assert not (tmp_path / "one" / "answers").exists()
+
+
+def test_examples_that_lm_eval_draws_are_the_same_again(model, tokenizer, data, stories):
+    """They are drawn with the seed of its command line; without it each run would see others."""
+    from lm_eval import simple_evaluate
+
+    from qllm_hf.evaluation.harness import load_task, quiet_lm_eval
+
+    def prompts(task):
+        task.build_all_requests(limit=3, rank=0, world_size=1)
+        return [request.args[0] for request in task.instances]
+
+    with quiet_lm_eval():
+        first, second = (load_task("gsm8k", data, 3) for _ in range(2))
+        asked = prompts(first.tasks["gsm8k"])
+        assert prompts(second.tasks["gsm8k"]) == asked
+        lm = QllmLM(model, tokenizer=tokenizer)
+        theirs = simple_evaluate(lm, tasks=[load_task("gsm8k", data, 3).tasks["gsm8k"]], limit=3, bootstrap_iters=0)
+        samples = [sample for sample in theirs["samples"]["gsm8k"] if sample["filter"] == "strict-match"]
+        assert [sample["arguments"][0][0] for sample in samples] == asked
+        other = load_task("gsm8k", data, 3).tasks["gsm8k"]
+        other.set_fewshot_seed(seed=5)
+        assert prompts(other) != asked
 
 
 def test_what_is_there_is_not_asked_again(model, tokenizer, data, tmp_path, monkeypatch):
