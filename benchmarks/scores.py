@@ -23,7 +23,7 @@ from qllm_hf.loading import load_model, load_tokenizer
 
 HAND_MADE = Path(__file__).resolve().parent.parent / "tests" / "data" / "eval"
 ITEMS = 50
-SCHEMES = ("FP16", "W4KV4")
+SCHEMES = {"stories260K": ("FP16", "W4KV4"), "reference": ("FP16",)}
 
 
 def main(data: Path, stories: str) -> None:
@@ -31,7 +31,7 @@ def main(data: Path, stories: str) -> None:
     rows: list[dict[str, Any]] = []
     for model_name in (stories, "reference"):
         tokenizer = load_tokenizer(model_name)
-        for scheme in SCHEMES:
+        for scheme in SCHEMES[Path(model_name).name]:
             config = None if scheme == "FP16" else qllm_hf.QllmConfig.from_scheme(scheme)
             model = load_model(model_name, config, dtype="float32").eval()
             for task in names:
