@@ -203,7 +203,7 @@ def scores() -> str:
             value, error = float(row["value"]), float(row["stderr"])
             cells.append(with_error(value, error) if value <= 1 else f"{value:.2g}")
         lines.append(cells)
-    names = [f"{model.removesuffix('K')} {scheme}" for model, scheme in columns]
+    names = [f"{model} {scheme}" for model, scheme in columns]
     return table(["ability", "task", "items", "chance", *names], lines)
 
 

@@ -37,10 +37,11 @@ def tokens_to_read(vocabulary: int, on_gpu: bool) -> int:
 def tokens_to_write(cache_bytes: int, memory: int = 2 << 30) -> int:
     """Tokens of a batch of texts that are written, prompts included: as many as have a cache of `memory` bytes.
 
-    Each step reads all weights once, whatever the batch holds, so the largest batch is the fastest, up to 32,768.
+    Each step reads all weights once, whatever the batch holds, and so a large batch is fast; but each step also reads
+    the cache of every row. Beyond 16,384 tokens long prompts took twice the time (benchmarks/evaluation.py, gsm8k).
 
     Args:
         cache_bytes: of one token in all layers.
         memory: for the whole cache.
     """
-    return max(2048, min(32768, memory // max(1, cache_bytes)))
+    return max(2048, min(16384, memory // max(1, cache_bytes)))
