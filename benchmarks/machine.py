@@ -11,19 +11,17 @@ from typing import Any
 import torch
 import transformers
 
+from qllm_hf.evaluation.provenance import hardware
+
 RESULTS = Path(__file__).resolve().parent / "results"
 
 
 def machine() -> dict[str, str]:
     """Processor, cores used, and versions, as columns of a CSV."""
-    name = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        names = [line.partition(":")[2].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
-        name = names[0] if names else name
+    found = hardware(torch.device("cpu"))
     return {
-        "cpu": name,
-        "threads": str(torch.get_num_threads()),
+        "cpu": found["device"],
+        "threads": found["threads"],
         "python": platform.python_version(),
         "torch": torch.__version__,
         "transformers": transformers.__version__,

@@ -30,7 +30,7 @@ from .judge.mt_bench import (
 from .judge.prompts import DEFAULT_PROMPTS, JudgePrompts
 from .registry import find_task
 from .samples import Prepared, Scored
-from .sources import Rows, read_rows, read_shots
+from .sources import Rows, digest_of, read_rows, read_shots
 from .statistics import mean
 from .texts.repetition import condition_rates, look_at
 
@@ -75,7 +75,7 @@ def prepare(task: str, lm: QllmLM, data_dir: str | Path | None, chat: bool, rate
         "task_version": VERSION,
         "shots": 0,
         "chat": chat,
-        "data": {"origin": rows.origin, "digest": rows.digest},
+        "data": {"origin": rows.origin, "digest": digest_of([asdict(question) for question in questions])},
         "judge": "" if rater is None else rater.name,
     }
 

@@ -29,7 +29,7 @@ class LoadedTask(NamedTuple):
         tasks: as lm_eval's `evaluate` takes it.
         version: of its questions and rules.
         shots: examples in front of each question.
-        data: origin and digest of its rows.
+        data: origin and digest of its questions.
         size: how many items there are.
     """
 
@@ -59,7 +59,7 @@ def load_task(task: str, data_dir: str | Path | None, shots: int | None) -> Load
     overrides = {} if questions is None else _replacing(questions)
     if questions is not None:
         shown = questions.shots
-        data = {"origin": questions.rows.origin, "digest": questions.rows.digest}
+        data = questions.data
         overrides |= {"num_fewshot": shown} if task in FOLDERS else {}
     elif task in MINIATURE:
         shown, data = 0, {"origin": "built in", "digest": ""}

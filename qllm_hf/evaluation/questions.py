@@ -12,7 +12,7 @@ from .documents.emergent import first_shots
 from .documents.long_context import generate_key_value, generate_lines
 from .registry import find_task, size_of
 from .scoring.rules import RULES
-from .sources import Rows, read_rows, read_shots
+from .sources import Rows, digest_of, read_rows, read_shots
 from .study import KEYS, LINES
 from .task import Document, Row, TaskInfo
 from .upstream import FOLDERS, prepare
@@ -94,6 +94,11 @@ class Questions(NamedTuple):
     parts: dict[str, list[Document]]
     rows: Rows
     shots: int
+
+    @property
+    def data(self) -> dict[str, str]:
+        """Where the rows are from, and a digest of all that is asked, the examples included."""
+        return {"origin": self.rows.origin, "digest": digest_of([row for part in self.parts.values() for row in part])}
 
 
 def questions_of(task: str, data_dir: str | Path | None = None, shots: int | None = None) -> Questions | None:

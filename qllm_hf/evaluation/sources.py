@@ -20,16 +20,16 @@ class Rows:
     Attributes:
         rows: in the order of their source.
         origin: "file basic_nlp/piqa.jsonl", "hub ybisk/piqa validation", or "generated".
-        digest: of their content: the same questions have the same one.
     """
 
     rows: list[Row]
     origin: str
 
-    @property
-    def digest(self) -> str:
-        text = json.dumps(self.rows, sort_keys=True, ensure_ascii=False, default=str)
-        return sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:12]
+
+def digest_of(rows: Sequence[Row]) -> str:
+    """12 hexadecimal digits that change with any value of the rows, and with their order."""
+    text = json.dumps(rows, sort_keys=True, ensure_ascii=False, default=str)
+    return sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:12]
 
 
 def read_rows(

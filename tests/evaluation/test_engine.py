@@ -139,6 +139,21 @@ def test_other_rows_are_another_score(model, tokenizer, data, tmp_path):
     assert len(read_lines(tmp_path / "out" / "records.jsonl")) == 2
 
 
+def test_other_examples_are_another_score(model, tokenizer, data, tmp_path):
+    """The items are the same, and what stands in front of them is not."""
+    folder = tmp_path / "data" / "emergent"
+    folder.mkdir(parents=True)
+    (folder / "gsm8k.jsonl").write_bytes((data / "emergent" / "gsm8k.jsonl").read_bytes())
+    rows = (data / "emergent" / "gsm8k_train.jsonl").read_text().splitlines(keepends=True)
+    found = []
+    for part in (rows[:4], rows[4:8]):
+        (folder / "gsm8k_train.jsonl").write_text("".join(part))
+        options = {"limit": 2, "data_dir": folder.parent, "out": tmp_path / "out"}
+        found += evaluate(model, tokenizer, "FP16", ["qllm_gsm8k"], **options)
+    assert found[0].data["digest"] != found[1].data["digest"]
+    assert len(read_lines(tmp_path / "out" / "records.jsonl")) == 2
+
+
 def test_exceptions_of_a_scheme_are_part_of_a_record(stories, tokenizer, tmp_path):
     """Two models of one scheme name, one with a layer kept in floating point, do not pass for each other."""
     for keep in (None, ["*.0.mlp.down_proj"]):

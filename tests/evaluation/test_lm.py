@@ -119,6 +119,9 @@ def test_usage_counts_what_was_asked(small, tokenizer):
     lm.loglikelihood(requests(("The cat", " sat"), ("The cat", " sat"), ("x" * 900, " y")))
     assert (lm.usage["requests"], lm.usage["cut"]) == (3, 1)
     lm.start_counting()
+    lm.loglikelihood(requests(("x" * 900, " y"), ("x" * 900, " no"), ("x" * 901, " y")))
+    assert (lm.usage["requests"], lm.usage["cut"]) == (3, 2)  # prompts are counted, not their choices
+    lm.start_counting()
     lm.generate_until(
         requests(("The cat", {"until": [], "max_gen_toks": 5}), ("x" * 900, {"until": [], "max_gen_toks": 5}))
     )
