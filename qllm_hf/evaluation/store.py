@@ -16,23 +16,22 @@ from ..errors import CheckpointError
 from .lines import append_line, read_lines, write_lines
 from .record import Record
 
-_IDENTITY: Final = tuple(
-    [
-        "model",
-        "revision",
-        "scheme",
-        "quantization",
-        "dtype",
-        "task",
-        "task_version",
-        "metric",
-        "limit",
-        "shots",
-        "chat",
-        "judge",
-        "data",
-    ]
+_IDENTITY: Final = (
+    "model",
+    "revision",
+    "scheme",
+    "quantization",
+    "dtype",
+    "task",
+    "task_version",
+    "metric",
+    "limit",
+    "shots",
+    "chat",
+    "judge",
+    "data",
 )
+"""The fields that two records of the same measurement have in common."""
 
 
 class Store:
