@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from .config import QllmConfig
     from .errors import (
         CacheError,
+        CalibrationError,
         CheckpointError,
         ConfigError,
         MissingExtraError,
@@ -49,6 +50,7 @@ _HOME = {
     **dict.fromkeys(
         (
             "CacheError",
+            "CalibrationError",
             "CheckpointError",
             "ConfigError",
             "MissingExtraError",
@@ -63,6 +65,7 @@ _HOME = {
 
 __all__ = [
     "CacheError",
+    "CalibrationError",
     "CheckpointError",
     "ConfigError",
     "MissingExtraError",

@@ -9,19 +9,31 @@ from typing import Any
 
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from .errors import CheckpointError, ConfigError, SchemeError, did_you_mean
+from .errors import CalibrationError, CheckpointError, ConfigError, SchemeError, did_you_mean
+from .method import AWQ, RTN, check_method, options_of
 from .scheme import FLOAT_BITS, Scheme
 
 QUANT_METHOD = "qllm"
 FORMAT = 1
 """Version of the packed checkpoint: names, shapes and meaning of the stored tensors."""
 
-METHODS = ("rtn",)
 SCHEME_KEYS = tuple(field.name for field in fields(Scheme))
 # What may be changed while loading a packed checkpoint: everything that is not baked into its weights.
 RUNTIME_KEYS = ("a", "kv", "kv_group_size", "a_symmetric", "kv_symmetric")
 WEIGHT_KEYS = ("w", "w_group_size", "w_symmetric", "paper_exact")
-OTHER_KEYS = ("modules_to_not_convert", "overrides", "quantize_routers", "method", "format")
+OTHER_KEYS = (
+    "modules_to_not_convert",
+    "overrides",
+    "quantize_routers",
+    "method",
+    "method_options",
+    "calibration",
+    "input_scales",
+    "format",
+)
+# For the moment of quantizing only: what came of them is in `calibration`, `overrides` and the weights.
+TRANSIENT_KEYS = ("samples", "seqlen", "tokenizer", "bits_per_weight")
+SAMPLES, SEQLEN = 128, 512
 # Words that other libraries use for the same thing.
 ALIASES = {
     "bits": "w",
@@ -72,7 +84,15 @@ class QllmConfig(QuantizationConfigMixin):
         overrides: pattern of module names -> scheme for their weights and activations, such as {"*.down_proj": "W8"}
             or {"model.layers.0.*": "FP16"}; the first match holds. KV bits belong to the whole model.
         quantize_routers: also quantize the routers of a mixture of experts, as the study's code did.
-        method: how codes are chosen; "rtn" rounds to nearest.
+        method: how codes are chosen; "rtn" rounds to nearest. "awq", "smoothquant", "gptq", "awq+gptq" and
+            "smoothquant+gptq" look at calibration text first (see `qllm_hf.method`).
+        method_options: of the method, such as {"alpha": 0.6} (see `qllm_hf.method`).
+        calibration: for these methods: a text file, a dataset on the Hub, "curriculum", texts, or token ids
+            int64 [N, T]. In a saved config, what was used: {"source", "samples", "seqlen", "digest"}.
+        samples, seqlen: blocks of calibration text, and tokens in each.
+        tokenizer: turns calibration text into tokens; by default that of the model.
+        bits_per_weight: choose the bits of each layer so that they cost this much on average (`from_budget`).
+        input_scales: patterns of layers that multiply their input by a stored vector; methods write this.
 
     Loading a packed checkpoint with a config of your own changes what is not stored in its weights (a, kv and
     their options); what you do not give keeps the checkpoint's value.
@@ -112,7 +132,14 @@ class QllmConfig(QuantizationConfigMixin):
         modules_to_not_convert: list[str] | None = None,
         overrides: Mapping[str, str] | None = None,
         quantize_routers: bool = False,
-        method: str = "rtn",
+        method: str = RTN,
+        method_options: Mapping[str, Any] | None = None,
+        calibration: Any = None,
+        samples: int = SAMPLES,
+        seqlen: int = SEQLEN,
+        tokenizer: Any = None,
+        bits_per_weight: float | None = None,
+        input_scales: list[str] | None = None,
         **others: Any,
     ) -> None:
         self.quant_method = QUANT_METHOD
@@ -130,11 +157,16 @@ class QllmConfig(QuantizationConfigMixin):
         if not isinstance(quantize_routers, bool):
             raise ConfigError(f"quantize_routers={quantize_routers!r}: give True or False.")
         self.quantize_routers = quantize_routers
-        if method not in METHODS:
-            raise ConfigError(
-                f"method={method!r}: allowed are {', '.join(METHODS)}.{did_you_mean(str(method), METHODS)}"
-            )
-        self.method = method
+        self.method = check_method(method)
+        options_of(method, method_options)
+        self.method_options = dict(method_options) if method_options else None
+        self.calibration = calibration
+        self.input_scales = _patterns(input_scales, "input_scales")
+        for name, value in (("samples", samples), ("seqlen", seqlen)):
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ConfigError(f"{name}={value!r}: give a positive number.")
+        self.samples, self.seqlen, self.tokenizer = samples, seqlen, tokenizer
+        self.bits_per_weight = _budget(bits_per_weight)
 
     @classmethod
     def from_scheme(cls, scheme: str | Scheme, **options: Any) -> QllmConfig:
@@ -160,8 +192,21 @@ class QllmConfig(QuantizationConfigMixin):
 
     def to_dict(self) -> dict[str, Any]:
         """The keys stored in config.json; `QllmConfig(**config.to_dict())` gives the same config."""
-        stored = {key: value for key, value in self.__dict__.items() if not key.startswith("_")}
-        return copy.deepcopy(stored)
+        stored = {
+            key: value
+            for key, value in self.__dict__.items()
+            if not key.startswith("_") and key not in (*TRANSIENT_KEYS, "calibration")
+        }
+        summary = self.calibration if isinstance(self.calibration, Mapping) else None
+        return copy.deepcopy({**stored, "calibration": dict(summary) if summary else None})
+
+    @property
+    def needs_calibration(self) -> bool:
+        """Whether weights can only be chosen after looking at calibration text."""
+        if self.bits_per_weight is not None:
+            return True
+        stored = (self.method_options or {}).get("stored")
+        return self.method != RTN and not (stored and self.method == AWQ)
 
     @classmethod
     def from_dict(
@@ -197,6 +242,16 @@ class QllmConfig(QuantizationConfigMixin):
         except SchemeError as error:
             raise ConfigError(f"together with the checkpoint's own config: {error}") from None
 
+    def check_ready(self) -> None:
+        """Raises CalibrationError if a float model cannot be quantized with this config for want of text."""
+        if self.needs_calibration and self.calibration is None:
+            what = f"method={self.method!r}" if self.method != RTN else "bits_per_weight"
+            raise CalibrationError(
+                f"{what} looks at text before it chooses codes, and none was given. Give calibration=: a text file "
+                "(.txt, or .jsonl with a field 'text'), a dataset on the Hub, 'curriculum', texts, or token ids "
+                "int64 [N, T]."
+            )
+
     def __iter__(self) -> Iterator[tuple[str, Any]]:
         """`dict(config)` gives the stored keys."""
         yield from self.to_dict().items()
@@ -212,7 +267,7 @@ def _check_others(others: dict[str, Any]) -> None:
     others_left = {key: value for key, value in others.items() if key not in ("quant_method", "format")}
     if others_left:
         key = next(iter(others_left))
-        allowed = (*SCHEME_KEYS, *OTHER_KEYS)
+        allowed = (*SCHEME_KEYS, *OTHER_KEYS, *TRANSIENT_KEYS)
         raise ConfigError(
             f"unknown key {key!r} in QllmConfig.{did_you_mean(key, allowed, ALIASES)} Allowed: {', '.join(allowed)}."
         )
@@ -228,13 +283,17 @@ def _check_others(others: dict[str, Any]) -> None:
         )
 
 
-def _patterns(value: Any) -> list[str] | None:
+def _budget(value: Any) -> float | None:
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int | float) or not 2 <= value <= 16):
+        raise ConfigError(f"bits_per_weight={value!r}: give a number from 2 to 16.")
+    return value
+
+
+def _patterns(value: Any, option: str = "modules_to_not_convert") -> list[str] | None:
     if value is None:
         return None
     if not isinstance(value, list | tuple | set) or not all(isinstance(pattern, str) for pattern in value):
-        raise ConfigError(
-            f"modules_to_not_convert={value!r}: give a list of patterns of module names, such as ['*.down_proj']."
-        )
+        raise ConfigError(f"{option}={value!r}: give a list of patterns of module names, such as ['*.down_proj'].")
     return list(value)
 
 

@@ -5,6 +5,7 @@
     |-- ConfigError        a key or value of QllmConfig that cannot be
     |-- ModelError         a model that cannot be quantized as asked
     |-- CheckpointError    files that are missing, damaged, or of another format
+    |-- CalibrationError   text or activations from which no method can choose codes
     |-- CacheError         a cache that cannot hold quantized keys and values
     |-- JudgeError         a judge that does not answer
     `-- MissingExtraError  an optional dependency is not installed (also an ImportError)
@@ -38,6 +39,10 @@ class ModelError(QllmError):
 
 class CheckpointError(QllmError):
     """Files that are missing, damaged, or of another format."""
+
+
+class CalibrationError(QllmError):
+    """Text or activations from which no method can choose codes."""
 
 
 class CacheError(QllmError):

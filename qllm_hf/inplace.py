@@ -8,13 +8,15 @@ from transformers import PreTrainedModel
 
 from .config import QllmConfig
 from .errors import ModelError
-from .plan import make_plan
+from .methods.apply import pack_by_method_
+from .plan import Plan, make_plan
 from .quantizer import QllmHfQuantizer, warn_of_low_coverage
 from .scheme import Scheme
-from .surgery import pack_modules_
 
 
-def quantize_(model: PreTrainedModel, scheme: str | Scheme | QllmConfig, **options: Any) -> PreTrainedModel:
+def quantize_(
+    model: PreTrainedModel, scheme: str | Scheme | QllmConfig, *, progress: bool = False, **options: Any
+) -> PreTrainedModel:
     """The same model, quantized in place: packed weights, quantized activations and KV cache.
 
     The result is what `from_pretrained` with a QllmConfig makes: it can be saved, reloaded and dequantized. Weights are
@@ -23,10 +25,12 @@ def quantize_(model: PreTrainedModel, scheme: str | Scheme | QllmConfig, **optio
     Args:
         model: a transformers model with float weights.
         scheme: such as "W4KV8", or a QllmConfig.
+        progress: show a bar while a method looks at calibration text.
         options: those of QllmConfig, if `scheme` is not one.
 
     Raises:
         SchemeError, ConfigError: the scheme or an option cannot be.
+        CalibrationError: the method needs text, and there is none or none that helps.
         ModelError: the model is quantized already, or cannot be quantized as asked.
     """
     if isinstance(scheme, QllmConfig):
@@ -43,9 +47,13 @@ def quantize_(model: PreTrainedModel, scheme: str | Scheme | QllmConfig, **optio
         raise ModelError(
             f"this model is already quantized by {method!r}. Load the float model, or call model.dequantize()."
         )
-    plan = make_plan(model, config)
-    warn_of_low_coverage(plan, config)
-    pack_modules_(model, plan)
+    warn_of_low_coverage(make_plan(model, config), config)
+    adopt_(model, config, pack_by_method_(model, config, progress=progress))
+    return model
+
+
+def adopt_(model: PreTrainedModel, config: QllmConfig, plan: Plan) -> None:
+    """Make a model whose weights were packed in place what `from_pretrained` would have made of it."""
     quantizer = QllmHfQuantizer(config, pre_quantized=False)
     quantizer.plan = plan
     state: Any = model
@@ -53,4 +61,3 @@ def quantize_(model: PreTrainedModel, scheme: str | Scheme | QllmConfig, **optio
     state.is_quantized = True
     state.quantization_method = config.quant_method
     quantizer.postprocess_model(model)
-    return model

@@ -34,9 +34,9 @@ class PackedTensor(NamedTuple):
     length: int
 
     @classmethod
-    def encode(cls, x: Tensor, spec: Spec) -> PackedTensor:
-        """Quantize x [..., K] and pack it."""
-        codes, scale, zero_point = quantize(x, spec)
+    def encode(cls, x: Tensor, spec: Spec, scale_dtype: torch.dtype | None = None) -> PackedTensor:
+        """Quantize x [..., K] and pack it, with scales in the dtype of x or `scale_dtype`."""
+        codes, scale, zero_point = quantize(x, spec, scale_dtype)
         return cls(pack(codes, spec.bits), scale, zero_point, spec, x.shape[-1])
 
     @classmethod

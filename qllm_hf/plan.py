@@ -49,6 +49,7 @@ class Entry:
         activation: how the input is quantized per token, or None.
         reason: why it is kept; empty if it is quantized.
         is_head: it is (tied to) the output head, which no coverage is claimed for.
+        input_scale: the layer multiplies its input by a stored vector first.
     """
 
     name: str
@@ -59,6 +60,7 @@ class Entry:
     activation: Spec | None
     reason: str = ""
     is_head: bool = False
+    input_scale: bool = False
 
     @property
     def elements(self) -> int:
@@ -138,7 +140,8 @@ def _decide(
         check_group_size(shape[-1], scheme.weight)
     except SchemeError as error:
         raise ModelError(f"{name}: {error} Or keep it: modules_to_not_convert=[{module!r}].") from None
-    return Entry(name, module, kind, shape, scheme.weight, scheme.activation)
+    input_scale = kind != "experts" and first_match(module, config.input_scales or ()) is not None
+    return Entry(name, module, kind, shape, scheme.weight, scheme.activation, input_scale=input_scale)
 
 
 def _reason_to_keep(model: nn.Module, config: QllmConfig, module: str, is_head: bool) -> str:

@@ -18,12 +18,15 @@ from transformers.core_model_loading import ConversionOps, PrefixChange
 from transformers.quantizers import auto
 from transformers.quantizers.base import HfQuantizer
 from transformers.quantizers.quantizers_utils import get_module_from_name
+from transformers.utils import logging
 
 from . import compat
 from .config import FORMAT, QUANT_METHOD, QllmConfig
 from .errors import CheckpointError, ModelError, QllmWarning
 from .families import REPLACED_REMOTE_CODE, family
 from .hooks import attach_kv, detach_kv
+from .method import RTN
+from .methods.apply import pack_by_method_
 from .nn import PackedExperts, PackedLinear, PackedModule
 from .nn.parameters import SUFFIXES
 from .plan import Plan, make_plan
@@ -78,6 +81,8 @@ class QllmHfQuantizer(HfQuantizer):
         """First call: refuse what cannot work, before anything is read."""
         compat.check_transformers()
         self.quantization_config.check_requested()
+        if not self.pre_quantized:
+            self.quantization_config.check_ready()
 
     def _process_model_before_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> None:
         """The model is on the meta device: exchange its modules by plan."""
@@ -88,6 +93,8 @@ class QllmHfQuantizer(HfQuantizer):
         self.plan = make_plan(model, config, check_patterns=not self.pre_quantized)
         if not self.pre_quantized:
             warn_of_low_coverage(self.plan, config)
+        if self._packs_after_loading():
+            return  # the method has to see the float model
         replace_modules_(model, self.plan, placeholders=not self.pre_quantized)
         if self.pre_quantized and self.plan.quantized():
             ignored = set(model._keys_to_ignore_on_load_unexpected or ())
@@ -96,6 +103,10 @@ class QllmHfQuantizer(HfQuantizer):
             for parallel_plan in (model._tp_plan, model._ep_plan):
                 if parallel_plan:
                     self.update_parallel_plan(model, parallel_plan)
+
+    def _packs_after_loading(self) -> bool:
+        config = self.quantization_config
+        return not self.pre_quantized and (config.method != RTN or config.needs_calibration)
 
     def param_needs_quantization(self, model: PreTrainedModel, param_name: str, **kwargs: Any) -> bool:
         """Whether a parameter is a float placeholder that awaits its packed form."""
@@ -128,6 +139,8 @@ class QllmHfQuantizer(HfQuantizer):
         """Everything is loaded, or else nothing is: then what acts at run time is set up."""
         for name in getattr(self, "unusable", ()):
             raise ModelError(not_finite(name))
+        if self._packs_after_loading() and not any(isinstance(module, PackedModule) for module in model.modules()):
+            self.plan = pack_by_method_(model, self.quantization_config, progress=logging.is_progress_bar_enabled())
         check_complete(model)
         # fused experts are saved packed, as they are: splitting them again would need their float form
         conversions = getattr(model, "_weight_conversions", None)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,9 @@ from .nn import PackedExperts, PackedLinear, expert_parameters, pack_experts_
 from .packed import PackedTensor
 from .plan import Entry, Plan
 from .scheme import Spec
+
+Encode = Callable[[Entry, Tensor], PackedTensor]
+"""Chooses the codes of a float weight [..., O, I]: the packed tensor, scales in the dtype they are stored in."""
 
 
 def replace_modules_(model: nn.Module, plan: Plan, *, placeholders: bool) -> None:
@@ -32,8 +35,17 @@ def replace_modules_(model: nn.Module, plan: Plan, *, placeholders: bool) -> Non
             model.set_submodule(name, packed)
 
 
-def pack_modules_(model: nn.Module, plan: Plan) -> None:
-    """Quantize the modules that the plan names from the float weights they hold, one after another, in place."""
+def round_to_nearest(entry: Entry, matrix: Tensor) -> PackedTensor:
+    """The packed form of a float weight [..., O, I], each element on the nearest point of its group's grid."""
+    assert entry.weight is not None
+    return PackedTensor.encode_weight(matrix, entry.weight)
+
+
+def pack_modules_(model: nn.Module, plan: Plan, encode: Encode = round_to_nearest) -> None:
+    """Quantize the modules that the plan names from the float weights they hold, one after another, in place.
+
+    `encode` chooses the codes of a weight [..., O, I].
+    """
     for name, entries in plan.modules().items():
         module = model.get_submodule(name)
         if entries[0].kind == "experts":
@@ -42,15 +54,18 @@ def pack_modules_(model: nn.Module, plan: Plan) -> None:
             device = next(iter(weights.values())).device
             pack_experts_(module, spec, activation, device="meta", placeholder=False)
             assert isinstance(module, PackedExperts)
-            for parameter in list(weights):
-                module.assign_packed(
-                    parameter, checked(module.pack(parameter, weights.pop(parameter).data), f"{name}.{parameter}")
-                )
+            for entry in entries:
+                parameter = entry.name.rpartition(".")[2]
+                weight = weights.pop(parameter).data
+                matrix = weight.transpose(-1, -2).contiguous() if module.is_transposed else weight
+                module.assign_packed(parameter, checked(encode(entry, matrix), entry.name))
             module.to(device)
         else:
-            packed = _packed_linear(module, entries[0], device="meta")
-            weight: Any = module.weight
-            packed.assign_packed("weight", checked(packed.pack(weight.data), f"{name}.weight"))
+            (entry,) = entries
+            packed = _packed_linear(module, entry, device="meta")
+            weight = module.weight.data  # type: ignore[assignment,union-attr]
+            matrix = weight.t().contiguous() if packed.transposed else weight
+            packed.assign_packed("weight", checked(encode(entry, matrix), entry.name))
             packed.bias = module.bias  # type: ignore[assignment]
             packed.train(module.training)
             model.set_submodule(name, packed)
@@ -103,11 +118,12 @@ def _packed_linear(module: nn.Module, entry: Entry, device: str) -> PackedLinear
         dtype=weight.dtype,
         device=device,
         transposed=isinstance(module, Conv1D),
+        input_scale=entry.input_scale,
     )
 
 
 def _float_linear(packed: PackedLinear, dtype: torch.dtype | None) -> nn.Module:
-    matrix = packed.packed("weight").decode(dtype)
+    matrix = packed.float_matrix(dtype)
     with torch.device("meta"):
         module: nn.Module
         if packed.transposed:

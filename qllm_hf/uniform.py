@@ -57,10 +57,12 @@ class Quantized(NamedTuple):
     zero_point: Tensor | None
 
 
-def quantize(x: Tensor, spec: Spec) -> Quantized:
+def quantize(x: Tensor, spec: Spec, scale_dtype: torch.dtype | None = None) -> Quantized:
     """Codes uint8 [..., K], scale [..., G] and zero_point uint8 [..., G] of x [..., K].
 
     With `group_size=0` a matrix (the last two dimensions) is one group: scale and zero point are [..., 1, 1].
+    `scale_dtype` is what scales are stored in where that is not the dtype of x: a float32 matrix that was made
+    from a bfloat16 one need not be rounded twice.
 
     Raises:
         SchemeError: x is not floating point, or `paper_exact` and the group size does not divide K.
@@ -68,7 +70,7 @@ def quantize(x: Tensor, spec: Spec) -> Quantized:
     >>> quantize(torch.tensor([[-1.0, 0.0, 0.5, 2.0]]), Spec(2, 4)).codes.tolist()
     [[0, 1, 1, 3]]
     """
-    steps, scale, zero_point = _grouped_codes(x, spec)
+    steps, scale, zero_point = _grouped_codes(x, spec, scale_dtype)
     codes = ungroup(steps, x.shape, spec).to(torch.uint8)
     return Quantized(codes, scale.squeeze(-1), None if spec.symmetric else zero_point.squeeze(-1).to(torch.uint8))
 
@@ -95,15 +97,19 @@ def fake_quantize(x: Tensor, spec: Spec) -> Tensor:
 
 
 def affine_params(
-    groups: Tensor, spec: Spec, low: Tensor | None = None, high: Tensor | None = None
+    groups: Tensor,
+    spec: Spec,
+    low: Tensor | None = None,
+    high: Tensor | None = None,
+    scale_dtype: torch.dtype | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Scale (in the dtype it is stored in) and zero point of each group: groups [..., G, g] -> two of [..., G, 1].
 
     `low` and `high` give the range where it is known better than from the elements at hand (a row that is
-    sharded over processes).
+    sharded over processes, a range that was chosen).
     """
-    stored = groups.dtype
-    work = _arithmetic_dtype(stored, spec)
+    stored = scale_dtype or groups.dtype
+    work = _arithmetic_dtype(groups.dtype, spec)
     groups = groups.to(work)
     low = groups.amin(-1, keepdim=True) if low is None else low.to(work)
     high = groups.amax(-1, keepdim=True) if high is None else high.to(work)
@@ -118,13 +124,13 @@ def affine_params(
     return scale, (-torch.round(low / scale.to(work))).clamp(0, top)
 
 
-def _grouped_codes(x: Tensor, spec: Spec) -> tuple[Tensor, Tensor, Tensor]:
+def _grouped_codes(x: Tensor, spec: Spec, scale_dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor, Tensor]:
     """Codes as floats [..., G, g], scale and zero point [..., G, 1] of x [..., K]."""
     if not x.is_floating_point():
         raise SchemeError(f"cannot quantize a tensor of {x.dtype}: give a floating-point tensor.")
     check_group_size(x.shape[-1], spec)
     groups = group(x, spec)
-    scale, zero_point = affine_params(groups, spec)
+    scale, zero_point = affine_params(groups, spec, scale_dtype=scale_dtype)
     return choose_codes(groups, scale, zero_point, spec), scale, zero_point
 
 
@@ -135,7 +141,7 @@ def choose_codes(groups: Tensor, scale: Tensor, zero_point: Tensor, spec: Spec) 
     """
     work, top = zero_point.dtype, 2**spec.bits - 1
     codes = torch.round(groups.to(work) / scale.to(work)) + zero_point
-    if groups.dtype != torch.float16 or spec.paper_exact:
+    if scale.dtype != torch.float16 or spec.paper_exact:
         return codes.clamp(0, top)
     reach = torch.floor(torch.finfo(torch.float16).max / scale.to(work))
     return codes.clamp((zero_point - reach).clamp(min=0), (zero_point + reach).clamp(max=top))

@@ -23,6 +23,7 @@ LAYERS = {
     "checkpoint": 1,
     "builtin": 1,
     "patterns": 1,
+    "method": 1,
     "curriculum": 1,
     "_autoload": 1,
     "uniform": 2,
@@ -39,16 +40,17 @@ LAYERS = {
     "cache": 7,
     "surgery": 7,
     "hooks": 8,
-    "quantizer": 9,
-    "inplace": 10,
-    "loading": 10,
-    "methods": 10,
-    "export": 11,
-    "evaluation": 11,
-    "analysis": 11,
-    "reporting": 12,
-    "cli": 13,
-    "__main__": 14,
+    "methods": 9,
+    "quantizer": 10,
+    "inplace": 11,
+    "loading": 11,
+    "streamed": 12,
+    "export": 12,
+    "evaluation": 12,
+    "analysis": 12,
+    "reporting": 13,
+    "cli": 14,
+    "__main__": 15,
 }
 # These two hand out the rest of the package on demand. What they import late, or for the type checker only,
 # is not checked; what they import at once is, and __init__'s low number keeps `import qllm_hf` cheap.
@@ -63,6 +65,7 @@ WITHOUT_TRANSFORMERS = {
     "scheme",
     "families",
     "patterns",
+    "method",
     "curriculum",
     "uniform",
     "packing",
@@ -71,7 +74,7 @@ WITHOUT_TRANSFORMERS = {
     "ops",
     "nn",
 }
-WITHOUT_TORCH = {"errors", "builtin", "layout", "scheme", "families", "patterns", "curriculum"}
+WITHOUT_TORCH = {"errors", "builtin", "layout", "scheme", "families", "patterns", "method", "curriculum"}
 MAX_LINES = 500
 
 

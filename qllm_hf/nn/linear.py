@@ -20,6 +20,8 @@ class PackedLinear(PackedModule, nn.Linear):
     """y = x W^T + b with W [O, I] packed along I. Takes the place of nn.Linear, its plain subclasses, and Conv1D.
 
     Attributes:
+        input_scale: [I], what the input is multiplied by first, or None. A method that moves magnitude from
+            activations into weights puts it here where no earlier layer can take it.
         transposed: the layer stands for a Conv1D, whose float weight is [I, O]; what is packed is [O, I] all the same.
     """
 
@@ -34,6 +36,7 @@ class PackedLinear(PackedModule, nn.Linear):
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
         transposed: bool = False,
+        input_scale: bool = False,
     ) -> None:
         nn.Module.__init__(self)
         self.in_features, self.out_features = in_features, out_features
@@ -41,10 +44,12 @@ class PackedLinear(PackedModule, nn.Linear):
         self.weight_specs = {}
         self.activation_spec = activation
         self.declare_packed("weight", (out_features, in_features), spec, dtype, device)
-        value = (
-            nn.Parameter(torch.empty(out_features, dtype=dtype, device=device), requires_grad=False) if bias else None
-        )
-        self.register_parameter("bias", value)
+
+        def vector(length: int) -> nn.Parameter:
+            return nn.Parameter(torch.empty(length, dtype=dtype, device=device), requires_grad=False)
+
+        self.register_parameter("bias", vector(out_features) if bias else None)
+        self.register_parameter("input_scale", vector(in_features) if input_scale else None)
 
     def pack(self, weight: Tensor) -> PackedTensor:
         """The packed form of a float weight in this layer's own orientation."""
@@ -62,10 +67,19 @@ class PackedLinear(PackedModule, nn.Linear):
         placeholder = self._parameters.get("weight")
         if placeholder is not None:
             return placeholder
-        matrix = self.packed("weight").decode()
+        matrix = self.float_matrix()
         copy = (matrix.t() if self.transposed else matrix).as_subclass(ReadOnlyTensor)
         copy.__dict__["_is_hf_initialized"] = True  # or the model's _init_weights would try to fill it
         return copy
+
+    def float_matrix(self, dtype: torch.dtype | None = None) -> Tensor:
+        """What the layer multiplies its input by, [O, I] in the dtype of the scales or `dtype`."""
+        matrix = self.packed("weight").decode(dtype)
+        return matrix if self.input_scale is None else matrix * self.input_scale.to(matrix.dtype)
+
+    def packed_names(self) -> list[str]:
+        """Names of all parameters that hold packed weights, the scale of the input among them."""
+        return super().packed_names() + (["input_scale"] if self.input_scale is not None else [])
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "weight" and "weight" not in self._parameters:
@@ -73,6 +87,8 @@ class PackedLinear(PackedModule, nn.Linear):
         super().__setattr__(name, value)
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.input_scale is not None:
+            x = x * self.input_scale.to(x.dtype)
         activation = self.activation_spec
         if activation is not None and (self.range_group is not None or (torch.is_grad_enabled() and x.requires_grad)):
             x = fake_quantize_rows(x, activation, self.range_group)

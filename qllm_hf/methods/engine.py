@@ -1,0 +1,277 @@
+"""Calibrates a model block by block: see, scale, round, go on with what the rounded block puts out.
+
+    for each decoder block, in float32:
+        run all calibration tokens through it and gather what its layers read     moments
+        move scales along its pairs                                               scaling   (awq, smoothquant)
+        choose ranges and codes, and pack                                         rounding  (rtn, gptq)
+        run the tokens through the packed block: what the next one gets
+
+Only one block is in float32 at a time. What is random (the order of texts) has a fixed seed, so the same text and model
+give the same codes on the same machine.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel
+
+from ..config import QllmConfig
+from ..errors import CalibrationError
+from ..families import family
+from ..method import AWQ, GPTQ, SMOOTHQUANT, AwqOptions, GptqOptions, options_of, scaling_of
+from ..packed import PackedTensor
+from ..patterns import first_match
+from ..plan import Entry, Plan, make_plan
+from ..surgery import pack_modules_, replace_modules_
+from .blocks import Blocks, block_list
+from .calibration import Calibration
+from .heads import heads_of
+from .moments import SAMPLE, Inputs, Moments, watching
+from .residence import Residence
+from .rounding import encode
+from .scaling import Scaled, scale_block
+from .work import Hidden, Work
+
+BATCH_TOKENS = 2048
+"""Tokens that go through a block at a time: enough for its products to be efficient, few enough for its activations
+to be small beside its weights."""
+TRIAL_TOKENS = 32
+"""Tokens on which pairs are tried."""
+
+
+@dataclass
+class _Run:
+    """One calibration: what does not change from block to block."""
+
+    model: PreTrainedModel
+    config: QllmConfig
+    blocks: Blocks
+    plan: Plan
+    batches: list[Tensor]
+    hidden: Hidden
+    residence: Residence
+
+
+def calibrate_(
+    model: PreTrainedModel,
+    config: QllmConfig,
+    calibration: Calibration,
+    *,
+    blocks: Blocks,
+    residence: Residence,
+    work: Work | None = None,
+    progress: bool = False,
+) -> Plan:
+    """Pack the weights of a float model by the config's method, in place. Returns the plan that was carried out.
+
+    `config.input_scales` and `config.calibration` then say what was done.
+
+    Raises:
+        CalibrationError: the text is no use for this model, or activations are not finite.
+        ModelError: a block cannot be run on its own, or a weight is not finite.
+    """
+    _check_ids(model, calibration.ids)
+    plan = make_plan(model, config)
+    size = max(1, BATCH_TOKENS // calibration.ids.shape[1])
+    batches = list(calibration.ids.split(size))
+    run = _Run(model, config, blocks, plan, batches, Hidden(work), residence)
+    model.eval()
+    run_as_packed_(model)
+    scaled: set[str] = set(work.notes.get("input_scales", ())) if work else set()
+    done = work.done if work else 0
+    if work and done:
+        blocks.lengths = list(work.notes["lengths"])
+        _replay(run, done, scaled)
+    if not done:
+        for batch, ids in enumerate(batches):
+            run.hidden.save(0, batch, blocks.embed(ids))
+    name = f"{config.method} {config.scheme}"
+    bar = tqdm(desc=name, initial=done, total=len(blocks), unit="block", disable=not progress)
+    for index in range(done, len(blocks)):
+        scaled |= _quantize_block(run, index)
+        bar.update()
+        if work:
+            work.advance(index + 1, {"lengths": blocks.lengths, "input_scales": sorted(scaled)})
+    bar.close()
+    residence.finish()
+    outside = Plan(tuple(entry for entry in plan.entries if not entry.module.startswith(f"{blocks.name}.")))
+    pack_modules_(model, outside)
+    config.input_scales = patterns_of(scaled, plan) or None
+    config.calibration = calibration.summary()
+    return _with_scales(plan, scaled)
+
+
+def _quantize_block(run: _Run, index: int) -> set[str]:
+    """Pack one block; returns the layers that multiply their input."""
+    prefix = f"{run.blocks.name}.{index}"
+    block = run.residence.open(index)
+    dtypes = run.residence.dtypes(index)
+    entries = {e.name.removeprefix(f"{prefix}."): e for e in run.plan.quantized() if e.name.startswith(f"{prefix}.")}
+    inputs = _gather(run, index, block, entries)
+    options = options_of(run.config.method, run.config.method_options)
+    scaling = scaling_of(run.config.method)
+    scaled = Scaled()
+    if scaling in (AWQ, SMOOTHQUANT):
+        ids, hidden = run.batches[0][:1, :TRIAL_TOKENS], run.hidden.load(index, 0)[:1, :TRIAL_TOKENS]
+        device = next(block.parameters()).device
+        scaled = scale_block(
+            block,
+            lambda: run.blocks.run(index, ids, hidden.to(device)),
+            entries,
+            inputs,
+            options[scaling],  # type: ignore[arg-type]
+            heads_of(run.model.config),
+            _shared_modules(run.model, prefix),
+            dtypes,
+        )
+    layers = {f"{prefix}.{name}": factor for name, factor in scaled.factors.items()}
+    part = Plan(tuple(replace(entry, input_scale=entry.module in layers) for entry in entries.values()))
+    gptq, awq = options.get(GPTQ), options.get(AWQ)
+    encoder = Encoder(prefix, inputs, dtypes, gptq, awq)  # type: ignore[arg-type]
+    pack_modules_(run.model, part, encoder)
+    for name, factor in layers.items():
+        packed: Any = run.model.get_submodule(name)
+        dtype = dtypes[f"{name.removeprefix(f'{prefix}.')}.weight"]
+        packed.input_scale = nn.Parameter(factor.to(dtype), requires_grad=False)
+        packed.input_scale._is_hf_initialized = True
+    for batch, ids in enumerate(run.batches):
+        hidden = run.hidden.load(index, batch).to(next(block.parameters()).device)
+        run.hidden.save(index + 1, batch, run.blocks.advance(index, ids, hidden))
+    run.residence.close(index)
+    return set(layers)
+
+
+def _gather(run: _Run, index: int, block: nn.Module, entries: dict[str, Entry]) -> Inputs:
+    prefix = f"{run.blocks.name}.{index}"
+    inputs = Inputs(prefix)
+    linears = [name.rpartition(".")[0] for name, entry in entries.items() if entry.kind != "experts"]
+    experts = sorted({name.rpartition(".")[0] for name, entry in entries.items() if entry.kind == "experts"})
+    keep = -(-SAMPLE // len(run.batches))
+    device = next(block.parameters()).device
+    with watching(block, linears, experts, inputs, keep):
+        for batch, ids in enumerate(run.batches):
+            inputs.next_pass()
+            run.blocks.run(index, ids, run.hidden.load(index, batch).to(device))
+    return inputs
+
+
+@dataclass
+class Encoder:
+    """Chooses the codes of a block's weights from what is known of their inputs."""
+
+    prefix: str
+    inputs: Inputs
+    dtypes: dict[str, torch.dtype]
+    gptq: GptqOptions | None
+    awq: AwqOptions | None
+
+    def __call__(self, entry: Entry, matrix: Tensor) -> PackedTensor:
+        """The packed form of a float weight [.., O, I]."""
+        assert entry.weight is not None
+        name = entry.name.removeprefix(f"{self.prefix}.")
+        dtype = self.dtypes[name]
+        moments = self.inputs.moments.get(name)
+        clip = self.gptq or (self.awq if self.awq and not clips_badly(entry.module) else None)
+        if matrix.dim() == 3:
+            each = moments if isinstance(moments, list) else [None] * matrix.shape[0]
+            parts = [self._one(part, one, entry, dtype, clip) for part, one in zip(matrix, each, strict=True)]
+            return stacked(parts)
+        assert not isinstance(moments, list)
+        return self._one(matrix, moments, entry, dtype, clip)
+
+    def _one(
+        self,
+        matrix: Tensor,
+        moments: Moments | None,
+        entry: Entry,
+        dtype: torch.dtype,
+        clip: AwqOptions | GptqOptions | None,
+    ) -> PackedTensor:
+        assert entry.weight is not None
+        second = moments.second if moments is not None and moments.count else None
+        return encode(matrix.float(), second, entry.weight, dtype, gptq=self.gptq, clip=clip)
+
+
+# AWQ's own list: what feeds the product of queries and keys is not clipped.
+_QUERIES_AND_KEYS = ("q_", "k_", "query", "key", "Wqkv", "c_attn", "qkv")
+
+
+def clips_badly(module: str) -> bool:
+    """Whether a layer makes queries or keys, which AWQ does not clip: their errors are multiplied with each other."""
+    last = module.rpartition(".")[2]
+    return any(word in last for word in _QUERIES_AND_KEYS)
+
+
+def stacked(parts: list[PackedTensor]) -> PackedTensor:
+    """Packed matrices of one shape as one packed tensor [E, O, I]."""
+    zeros = [part.zero_point for part in parts if part.zero_point is not None]
+    return parts[0]._replace(
+        words=torch.stack([part.words for part in parts]),
+        scale=torch.stack([part.scale for part in parts]),
+        zero_point=torch.stack(zeros) if zeros else None,
+    )
+
+
+def _replay(run: _Run, done: int, scaled: set[str]) -> None:
+    """Give the blocks that an earlier run finished their packed form, still without weights."""
+    prefixes = tuple(f"{run.blocks.name}.{index}." for index in range(done))
+    entries = tuple(
+        replace(entry, input_scale=entry.module in scaled)
+        for entry in run.plan.quantized()
+        if entry.name.startswith(prefixes)
+    )
+    replace_modules_(run.model, Plan(entries), placeholders=False)
+
+
+def _with_scales(plan: Plan, scaled: set[str]) -> Plan:
+    return Plan(tuple(replace(entry, input_scale=entry.module in scaled) for entry in plan.entries))
+
+
+def patterns_of(modules: set[str], plan: Plan) -> list[str]:
+    """The shortest list of patterns that means these modules of a plan and no others: one for all blocks if it can."""
+    patterns: list[str] = []
+    by_form: dict[str, set[str]] = {}
+    for module in modules:
+        by_form.setdefault(re.sub(r"\.\d+(?=\.|$)", ".*", module), set()).add(module)
+    for form, members in sorted(by_form.items()):
+        meant = {entry.module for entry in plan.quantized() if first_match(entry.module, [form])}
+        patterns += [form] if meant == members else sorted(members)
+    return patterns
+
+
+def _shared_modules(model: PreTrainedModel, prefix: str) -> frozenset[str]:
+    """Modules within a block whose weights another block uses too, by transformers' own table of ties."""
+    tied: dict[str, str] = getattr(model, "all_tied_weights_keys", None) or {}
+    names = {*tied.keys(), *tied.values()}
+    return frozenset(
+        name.removeprefix(f"{prefix}.").rpartition(".")[0] for name in names if name.startswith(f"{prefix}.")
+    )
+
+
+def _check_ids(model: PreTrainedModel, ids: Tensor) -> None:
+    vocabulary = model.get_input_embeddings().weight.shape[0]
+    if int(ids.max()) >= vocabulary or int(ids.min()) < 0:
+        raise CalibrationError(
+            f"calibration tokens go up to {int(ids.max())}, and the model knows {vocabulary}: they were made with the "
+            "tokenizer of another model."
+        )
+    longest = getattr(model.config, "max_position_embeddings", None)
+    if isinstance(longest, int) and ids.shape[1] > longest:
+        raise CalibrationError(
+            f"blocks of {ids.shape[1]} tokens, and the model reads {longest}. Give seqlen={longest} or less."
+        )
+
+
+def run_as_packed_(model: PreTrainedModel) -> None:
+    """Let a float model take the paths of a packed one: Jamba then calls a layer whose matrix it would take itself."""
+    for module in model.modules():
+        if isinstance(module, PreTrainedModel):
+            module.config._is_quantized = True  # type: ignore[attr-defined]  # as transformers marks what it quantizes
+    for key, value in family(model.config.model_type).config_updates.items():
+        setattr(model.config, key, value)

@@ -1,0 +1,127 @@
+"""The work folder: what has been done of a calibration, so that a run that was killed goes on where it stopped.
+
+    progress.json                what this run is, and how many blocks are done
+    block-00003.safetensors      the finished block: packed weights, scaled norms, biases
+    hidden-00004/00000...        what the next block gets, a file for each batch
+
+A block counts when progress.json says so, and that is written last. Every file appears under its name when it is whole.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from ..errors import CheckpointError
+
+FORMAT = 1
+_PROGRESS = "progress.json"
+
+
+class Work:
+    """A work folder.
+
+    Args:
+        folder: is made if it is not there.
+        identity: what this run is; a folder of another run is refused.
+        restart: forget what an earlier run has done.
+
+    Raises:
+        CheckpointError: the folder belongs to another run, or is damaged.
+    """
+
+    def __init__(self, folder: Path, identity: dict[str, Any], *, restart: bool = False) -> None:
+        self.folder = folder
+        self.notes: dict[str, Any] = {}
+        self.done = 0
+        if restart:
+            shutil.rmtree(folder, ignore_errors=True)
+        self._identity: dict[str, Any] = json.loads(json.dumps(identity))
+        path = folder / _PROGRESS
+        if path.is_file():
+            self._read(path)
+        elif folder.exists() and any(folder.iterdir()):
+            raise CheckpointError(f"{str(folder)!r} is no work folder of a calibration. Move it away.")
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def _read(self, path: Path) -> None:
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+            identity, self.done, self.notes = dict(found["identity"]), int(found["done"]), dict(found["notes"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise CheckpointError(f"{path} is damaged ({error}). Begin again with --restart.") from None
+        different = sorted(key for key in {*identity, *self._identity} if identity.get(key) != self._identity.get(key))
+        if different:
+            raise CheckpointError(
+                f"{str(self.folder)!r} holds {self.done} blocks of another run; it differs in {', '.join(different)}. "
+                "Repeat that run's options to go on with it, or begin again with --restart."
+            )
+
+    def advance(self, done: int, notes: dict[str, Any]) -> None:
+        """Say that the first `done` blocks and the hidden states after them are there."""
+        self.done, self.notes = done, notes
+        content = {"format": FORMAT, "identity": self._identity, "done": done, "notes": notes}
+        partial = self.folder / f".{_PROGRESS}"
+        partial.write_text(json.dumps(content), encoding="utf-8")
+        partial.replace(self.folder / _PROGRESS)
+        for old in self.folder.glob("hidden-*"):
+            if int(old.name.partition("-")[2]) < done:
+                shutil.rmtree(old, ignore_errors=True)
+
+    def block_file(self, index: int) -> Path:
+        """Where a finished block is."""
+        return self.folder / f"block-{index:05d}.safetensors"
+
+    def save_block(self, index: int, state: dict[str, Tensor]) -> None:
+        """Keep a finished block."""
+        # a weight that is tied within the block may be stored once only
+        _save({name: tensor.contiguous() for name, tensor in state.items()}, self.block_file(index))
+
+    def save_hidden(self, index: int, batch: int, hidden: Tensor) -> None:
+        """Keep what block `index` gets for one batch."""
+        folder = self.folder / f"hidden-{index:05d}"
+        folder.mkdir(exist_ok=True)
+        _save({"hidden": hidden.cpu().contiguous()}, folder / f"{batch:05d}.safetensors")
+
+    def load_hidden(self, index: int, batch: int) -> Tensor:
+        """What block `index` gets for one batch."""
+        path = self.folder / f"hidden-{index:05d}" / f"{batch:05d}.safetensors"
+        if not path.is_file():
+            raise CheckpointError(f"{path} is missing. Begin again with --restart.")
+        return load_file(path)["hidden"]
+
+    def remove(self) -> None:
+        """The run is over: its result is elsewhere."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _save(tensors: dict[str, Tensor], path: Path) -> None:
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    save_file(tensors, partial)
+    partial.replace(path)
+
+
+class Hidden:
+    """The hidden states of all batches, in memory or in a work folder."""
+
+    def __init__(self, work: Work | None) -> None:
+        self._work = work
+        self._kept: dict[tuple[int, int], Tensor] = {}
+
+    def save(self, index: int, batch: int, hidden: Tensor) -> None:
+        """Keep what block `index` gets for one batch."""
+        if self._work is not None:
+            self._work.save_hidden(index, batch, hidden)
+        else:
+            self._kept[index, batch] = hidden
+            self._kept.pop((index - 1, batch), None)
+
+    def load(self, index: int, batch: int) -> Tensor:
+        """What block `index` gets for one batch."""
+        return self._kept[index, batch] if self._work is None else self._work.load_hidden(index, batch)

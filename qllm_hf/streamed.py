@@ -1,0 +1,175 @@
+"""Models larger than memory: everything but the decoder blocks is loaded, and blocks are read when their turn comes."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import tempfile
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from accelerate.hooks import remove_hook_from_module
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers.utils import logging
+
+from . import __version__
+from .checkpoint import read_checkpoint, some
+from .config import QllmConfig
+from .errors import CheckpointError
+from .inplace import adopt_
+from .loading import config_dict, local_folder, model_on_meta, quantization_of
+from .methods.blocks import Blocks, block_list
+from .methods.calibration import Calibration
+from .methods.engine import calibrate_
+from .methods.residence import OnDisk
+from .methods.work import Work
+from .plan import make_plan
+
+
+@dataclass(frozen=True)
+class Offloaded:
+    """A float model whose decoder blocks are on the meta device.
+
+    Attributes:
+        weights: full name of a parameter of a block -> its tensor, read from disk on access.
+        blocks: runs single blocks, once they have their weights.
+    """
+
+    model: PreTrainedModel
+    weights: Mapping[str, Tensor]
+    blocks: Blocks
+
+
+@contextlib.contextmanager
+def offloaded(name_or_path: str, *, dtype: str = "auto", trust_remote_code: bool = False) -> Iterator[Offloaded]:
+    """A float model of which only what is outside the decoder blocks is in memory.
+
+    Weights whose form in the checkpoint is not the one in memory (experts that are fused) are rewritten to a temporary
+    folder, one at a time; it is removed at the end.
+
+    Raises:
+        CheckpointError, ModelError: as `loading.load_model`.
+    """
+    quantization_of(config_dict(name_or_path, trust_remote_code=trust_remote_code))
+    folder = local_folder(name_or_path)
+    if folder is not None:
+        read_checkpoint(folder)
+    where = str(folder or name_or_path)
+    shapes = model_on_meta(name_or_path, dtype=dtype, trust_remote_code=trust_remote_code)
+    name = block_list(shapes, make_plan(shapes, QllmConfig(w=4)))
+    device_map = _device_map(shapes, name)
+    bars = logging.is_progress_bar_enabled()
+    with tempfile.TemporaryDirectory(prefix="qllm-offload-") as temporary, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*meta device.*")
+        logging.disable_progress_bar()
+        try:
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                where,
+                dtype=dtype,
+                device_map=device_map,
+                offload_folder=temporary,
+                trust_remote_code=trust_remote_code,
+                use_safetensors=True,
+                output_loading_info=True,
+            )
+        finally:
+            if bars:
+                logging.enable_progress_bar()
+        model: PreTrainedModel = loaded[0]
+        if missing := sorted(loaded[1]["missing_keys"]):
+            raise CheckpointError(
+                f"{name_or_path!r} holds no tensor for {some(missing)}: they would be random numbers. "
+                "Is this the checkpoint of another model, or of a model without its output head?"
+            )
+        weights = _weights_map(model)
+        remove_hook_from_module(model, recurse=True)
+        # set by accelerate on the instance: the model is an ordinary one again
+        for attribute in ("hf_device_map", "to", "cuda", "forward", "_old_forward"):
+            model.__dict__.pop(attribute, None)
+        for module in model.modules():
+            module.__dict__.pop("forward", None)
+        yield Offloaded(model.eval(), weights, Blocks(model, name))
+
+
+def quantize_streamed(
+    name_or_path: str,
+    config: QllmConfig,
+    calibration: Calibration,
+    folder: Path,
+    *,
+    dtype: str = "auto",
+    device: str | None = None,
+    trust_remote_code: bool = False,
+    restart: bool = False,
+    progress: bool = False,
+) -> tuple[PreTrainedModel, Work]:
+    """The packed model, made with one float block in memory at a time, and the work folder to remove when it is saved.
+
+    A run that was killed goes on where it stopped when it is called again with the same arguments.
+
+    Raises:
+        CheckpointError: the work folder belongs to another run.
+        CalibrationError: the text is no use for this model.
+        CheckpointError, ModelError: as `loading.load_model`.
+    """
+    work = Work(folder, _identity(name_or_path, config, calibration, dtype), restart=restart)
+    with offloaded(name_or_path, dtype=dtype, trust_remote_code=trust_remote_code) as source:
+        residence = OnDisk(source.blocks.modules, source.weights, source.blocks.name, work, device)
+        plan = calibrate_(
+            source.model,
+            config,
+            calibration,
+            blocks=source.blocks,
+            residence=residence,
+            work=work,
+            progress=progress,
+        )
+        adopt_(source.model, config, plan)
+        return source.model, work
+
+
+def _identity(name_or_path: str, config: QllmConfig, calibration: Calibration, dtype: str) -> dict[str, Any]:
+    """What makes two runs the same: the files, the config, the tokens, the program."""
+    folder = local_folder(name_or_path)
+    files = [] if folder is None else [[file.name, file.stat().st_size] for file in read_checkpoint(folder).files]
+    stored = {key: value for key, value in config.to_dict().items() if key not in ("calibration", "input_scales")}
+    return {
+        "model": str(folder.resolve()) if folder else name_or_path,
+        "files": files,
+        "config": json.loads(json.dumps(stored, sort_keys=True, default=str)),
+        "calibration": calibration.summary(),
+        "dtype": dtype,
+        "qllm_hf": __version__,
+    }
+
+
+def _device_map(model: nn.Module, blocks: str) -> dict[str, str]:
+    """Blocks on disk, the rest in memory: the largest modules that hold no block."""
+    device_map = {blocks: "disk"}
+    for name, module in model.named_modules():
+        if name == blocks or name.startswith(f"{blocks}.") or not name:
+            continue
+        holds_blocks = blocks.startswith(f"{name}.")
+        inside = any(name.startswith(f"{other}.") for other in device_map)
+        if not holds_blocks and not inside:
+            device_map[name] = "cpu"
+    for name, _ in [*model.named_parameters(), *model.named_buffers()]:
+        if not any(name.startswith(f"{module}.") for module in device_map):
+            device_map[name] = "cpu"
+    return device_map
+
+
+def _weights_map(model: nn.Module) -> Mapping[str, Tensor]:
+    """accelerate's way to the tensors on disk, by their full names."""
+    for module in model.modules():
+        hook: Any = getattr(module, "_hf_hook", None)
+        for one in getattr(hook, "hooks", [hook]):
+            mapping: Any = getattr(one, "weights_map", None)
+            if mapping is not None:
+                dataset: Mapping[str, Tensor] = getattr(mapping, "dataset", mapping)
+                return dataset
+    raise CheckpointError("nothing of this model was left on disk.")
