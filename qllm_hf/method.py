@@ -61,6 +61,8 @@ class GptqOptions:
         damping: part of the mean of the Hessian's diagonal that is added to it.
         clip: search for each group the range that costs least, as AWQ does, before rounding.
         clip_steps, clip_least: points of that grid, from the whole range down to this part of it.
+        correction: part of what earlier rounded blocks changed in a layer's input that its weights make up for.
+        refine: look at each column once more when all are rounded.
     """
 
     act_order: bool = True
@@ -69,6 +71,8 @@ class GptqOptions:
     clip: bool = True
     clip_steps: int = 20
     clip_least: float = 0.5
+    correction: float = 0.5
+    refine: bool = True
 
 
 Options = AwqOptions | SmoothQuantOptions | GptqOptions
@@ -120,6 +124,7 @@ _LIMITS: Mapping[str, tuple[type | tuple[type, ...], float, float]] = {
     "clip_steps": (int, 1, 1000),
     "clip_least": ((int, float), 0.01, 1.0),
     "block_size": (int, 1, 65536),
+    "correction": ((int, float), 0.0, 1.0),
     "damping": ((int, float), 0.0, 10.0),
 }
 

@@ -87,8 +87,8 @@ def offloaded(name_or_path: str, *, dtype: str = "auto", trust_remote_code: bool
             )
         weights = _weights_map(model)
         remove_hook_from_module(model, recurse=True)
-        # set by accelerate on the instance: the model is an ordinary one again
-        for attribute in ("hf_device_map", "to", "cuda", "forward", "_old_forward"):
+        # what accelerate sets on instances: without it the model is an ordinary one again
+        for attribute in ("hf_device_map", "to", "cuda"):
             model.__dict__.pop(attribute, None)
         for module in model.modules():
             module.__dict__.pop("forward", None)
@@ -132,6 +132,12 @@ def quantize_streamed(
         return source.model, work
 
 
+def work_folder(out_dir: Path) -> Path:
+    """Where a calibration whose result goes to `out_dir` keeps what it has done: hidden, beside it."""
+    out_dir = out_dir.expanduser().absolute()
+    return out_dir.with_name(f".{out_dir.name}.calibration")
+
+
 def _identity(name_or_path: str, config: QllmConfig, calibration: Calibration, dtype: str) -> dict[str, Any]:
     """What makes two runs the same: the files, the config, the tokens, the program."""
     folder = local_folder(name_or_path)
@@ -150,7 +156,7 @@ def _identity(name_or_path: str, config: QllmConfig, calibration: Calibration, d
 def _device_map(model: nn.Module, blocks: str) -> dict[str, str]:
     """Blocks on disk, the rest in memory: the largest modules that hold no block."""
     device_map = {blocks: "disk"}
-    for name, module in model.named_modules():
+    for name, _ in model.named_modules():
         if name == blocks or name.startswith(f"{blocks}.") or not name:
             continue
         holds_blocks = blocks.startswith(f"{name}.")

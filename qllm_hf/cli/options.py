@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from enum import Enum
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -56,6 +58,24 @@ TrustRemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Run 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars, no remarks.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error; so does QLLM_DEBUG=1.")]
+
+
+def method_options(given: list[str] | None, awq_result: Path | None = None) -> dict[str, Any] | None:
+    """{name: value} of NAME=VALUE texts: numbers, true, false, or a word.
+
+    Raises:
+        UsageError: a text without '='.
+    """
+    values: dict[str, Any] = {} if awq_result is None else {"stored": str(awq_result)}
+    for text in given or ():
+        name, equals, value = text.partition("=")
+        if not equals or not name:
+            raise UsageError(f"--method-option {text!r}: write NAME=VALUE, such as alpha=0.6.")
+        try:
+            values[name] = json.loads(value)
+        except ValueError:
+            values[name] = value
+    return values or None
 
 
 def make_config(

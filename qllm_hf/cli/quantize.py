@@ -25,6 +25,31 @@ def quantize(
     kv_symmetric: Annotated[bool, typer.Option("--kv-symmetric", help="Keys and values without zero points.")] = False,
     paper_exact: Annotated[bool, typer.Option("--paper-exact", help="The study's arithmetic bit for bit.")] = False,
     quantize_routers: Annotated[bool, typer.Option("--quantize-routers", help="Routers of experts too.")] = False,
+    method: Annotated[
+        str, typer.Option(help="rtn, awq, smoothquant, gptq, awq+gptq or smoothquant+gptq.", metavar="NAME")
+    ] = "rtn",
+    calibration: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE|DATASET",
+            help="Text for methods other than rtn: .txt, .jsonl with 'text', owner/name on the Hub, or 'curriculum'.",
+        ),
+    ] = None,
+    samples: Annotated[int | None, typer.Option(help="Blocks of calibration text (128).")] = None,
+    seqlen: Annotated[int | None, typer.Option(help="Tokens in each block (512).")] = None,
+    method_option: Annotated[
+        list[str] | None,
+        typer.Option("--method-option", metavar="NAME=VALUE", help="Such as alpha=auto or damping=0.05. Repeatable."),
+    ] = None,
+    awq_result: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Apply a stored AWQ result instead of searching (method awq).")
+    ] = None,
+    bits_per_weight: Annotated[
+        float | None, typer.Option(help="Choose each layer's bits so that they cost this on average, such as 4.25.")
+    ] = None,
+    restart: Annotated[
+        bool, typer.Option("--restart", help="Forget what a run that was stopped has calibrated.")
+    ] = False,
     keep: options.Keep = None,
     override: options.Override = None,
     dtype: options.DtypeOption = options.Dtype.auto,
@@ -39,14 +64,18 @@ def quantize(
 ) -> None:
     """Quantize a model and save it.
 
-    Weights are packed while they are read, one after another. DIR appears when everything is written.
+    Weights are packed while they are read, one after another; methods that look at calibration text hold one decoder
+    block in floating point at a time, and go on where they were stopped. DIR appears when everything is written.
 
     \b
     Examples:
       qllm-hf quantize path/to/model --scheme W4KV8 -o model-w4kv8
+      qllm-hf quantize path/to/model --scheme W4 --method awq --calibration text.jsonl -o model-w4
       qllm-hf quantize path/to/model --scheme W3 --override '*.down_proj=W4' --dry-run
     """
     with answering(as_json=as_json, quiet=quiet, debug=debug):
+        if scheme is None and bits_per_weight is not None:
+            scheme = "W4"  # of what the budget leaves open
         config = options.make_config(
             scheme,
             keep,
@@ -58,6 +87,12 @@ def quantize(
             kv_symmetric=kv_symmetric,
             paper_exact=paper_exact,
             quantize_routers=quantize_routers,
+            method=None if method == "rtn" else method,
+            method_options=options.method_options(method_option, awq_result),
+            calibration=calibration,
+            samples=samples,
+            seqlen=seqlen,
+            bits_per_weight=bits_per_weight,
         )
         if config is None:
             raise UsageError("say how: --scheme W4KV8, for example.")
@@ -95,17 +130,43 @@ def quantize(
         folder = local_folder(model)
         if folder is not None and folder.resolve() == output.expanduser().resolve():
             raise CheckpointError(f"{model!r} would be replaced by its own quantized form. Save in another folder.")
+        config.check_ready()
         begin = time.perf_counter()
-        loaded = load_model(
-            model, config, dtype=dtype.value, device_map=device_map, trust_remote_code=trust_remote_code
-        )
         try:
             tokenizer = load_tokenizer(model, trust_remote_code=trust_remote_code)
         except CheckpointError as error:
+            if config.needs_calibration:
+                raise
             tokenizer = None
             if not quiet:
                 note(f"no tokenizer is saved: {error}")
+        config.tokenizer = tokenizer
+        work = None
+        if config.needs_calibration and config.bits_per_weight is None:
+            from ..methods.calibration import calibration_for
+            from ..streamed import quantize_streamed, work_folder
+
+            text = calibration_for(config, model)
+            if len(text.ids) < config.samples and not quiet:
+                note(f"{text.source} gives {len(text.ids)} of {config.samples} blocks of {config.seqlen} tokens")
+            loaded, work = quantize_streamed(
+                model,
+                config,
+                text,
+                work_folder(output),
+                dtype=dtype.value,
+                device=device_map,
+                trust_remote_code=trust_remote_code,
+                restart=restart,
+                progress=not quiet,
+            )
+        else:
+            loaded = load_model(
+                model, config, dtype=dtype.value, device_map=device_map, trust_remote_code=trust_remote_code
+            )
         saved = save_model(loaded, tokenizer, output, overwrite=overwrite, max_shard_size=max_shard_size)
+        if work is not None:
+            work.remove()
         seconds = time.perf_counter() - begin
         done = report(loaded)
         file_bytes = sum(file.stat().st_size for file in saved.glob("*.safetensors"))

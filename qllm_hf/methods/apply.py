@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedModel
 
 from ..config import QllmConfig
-from ..method import RTN
+from ..method import AWQ, RTN, options_of
 from ..plan import Plan, make_plan
 from ..surgery import pack_modules_
 from .blocks import Blocks, block_list
 from .calibration import calibration_for
 from .engine import calibrate_
 from .residence import InMemory
+from .stored import pack_stored_
 
 
 def pack_by_method_(model: PreTrainedModel, config: QllmConfig, *, device: Any = None, progress: bool = False) -> Plan:
@@ -32,6 +34,9 @@ def pack_by_method_(model: PreTrainedModel, config: QllmConfig, *, device: Any =
     if config.method == RTN and not config.needs_calibration:
         pack_modules_(model, plan)
         return plan
+    awq: Any = options_of(config.method, config.method_options).get(AWQ)
+    if awq is not None and awq.stored:
+        return pack_stored_(model, config, Path(awq.stored))
     calibration = calibration_for(config, model.config._name_or_path or model.name_or_path)
     blocks = Blocks(model, block_list(model, plan))
     residence = InMemory(blocks.modules, device)

@@ -12,6 +12,7 @@ give the same codes on the same machine.
 
 from __future__ import annotations
 
+import contextlib
 import re
 from dataclasses import dataclass, replace
 from typing import Any
@@ -29,12 +30,13 @@ from ..packed import PackedTensor
 from ..patterns import first_match
 from ..plan import Entry, Plan, make_plan
 from ..surgery import pack_modules_, replace_modules_
-from .blocks import Blocks, block_list
+from .blocks import Blocks
 from .calibration import Calibration
 from .heads import heads_of
-from .moments import SAMPLE, Inputs, Moments, watching
+from .moments import SAMPLE, Inputs, Moments, keeping, watching
 from .residence import Residence
 from .rounding import encode
+from .scales import scale_input
 from .scaling import Scaled, scale_block
 from .work import Hidden, Work
 
@@ -55,6 +57,7 @@ class _Run:
     plan: Plan
     batches: list[Tensor]
     hidden: Hidden
+    floats: Hidden | None
     residence: Residence
 
 
@@ -80,7 +83,9 @@ def calibrate_(
     plan = make_plan(model, config)
     size = max(1, BATCH_TOKENS // calibration.ids.shape[1])
     batches = list(calibration.ids.split(size))
-    run = _Run(model, config, blocks, plan, batches, Hidden(work), residence)
+    gptq: Any = options_of(config.method, config.method_options).get(GPTQ)
+    floats = Hidden(work, "float") if gptq and gptq.correction else None
+    run = _Run(model, config, blocks, plan, batches, Hidden(work), floats, residence)
     model.eval()
     run_as_packed_(model)
     scaled: set[str] = set(work.notes.get("input_scales", ())) if work else set()
@@ -90,7 +95,10 @@ def calibrate_(
         _replay(run, done, scaled)
     if not done:
         for batch, ids in enumerate(batches):
-            run.hidden.save(0, batch, blocks.embed(ids))
+            first = blocks.embed(ids)
+            for stream in (run.hidden, run.floats):
+                if stream is not None:
+                    stream.save(0, batch, first)
     name = f"{config.method} {config.scheme}"
     bar = tqdm(desc=name, initial=done, total=len(blocks), unit="block", disable=not progress)
     for index in range(done, len(blocks)):
@@ -113,9 +121,11 @@ def _quantize_block(run: _Run, index: int) -> set[str]:
     block = run.residence.open(index)
     dtypes = run.residence.dtypes(index)
     entries = {e.name.removeprefix(f"{prefix}."): e for e in run.plan.quantized() if e.name.startswith(f"{prefix}.")}
-    inputs = _gather(run, index, block, entries)
     options = options_of(run.config.method, run.config.method_options)
     scaling = scaling_of(run.config.method)
+    # Rounding an input does not commute with scaling it: where both happen, scales come first.
+    rounds_inputs = GPTQ in options and any(entry.activation for entry in entries.values())
+    inputs = _gather(run, index, block, entries, rounded=rounds_inputs and scaling is None)
     scaled = Scaled()
     if scaling in (AWQ, SMOOTHQUANT):
         ids, hidden = run.batches[0][:1, :TRIAL_TOKENS], run.hidden.load(index, 0)[:1, :TRIAL_TOKENS]
@@ -130,6 +140,11 @@ def _quantize_block(run: _Run, index: int) -> set[str]:
             _shared_modules(run.model, prefix),
             dtypes,
         )
+    if scaling is not None and rounds_inputs:
+        with contextlib.ExitStack() as hooks:
+            for name, factor in scaled.factors.items():
+                hooks.callback(scale_input(block.get_submodule(name), factor).remove)
+            inputs = _gather(run, index, block, entries, rounded=True)
     layers = {f"{prefix}.{name}": factor for name, factor in scaled.factors.items()}
     part = Plan(tuple(replace(entry, input_scale=entry.module in layers) for entry in entries.values()))
     gptq, awq = options.get(GPTQ), options.get(AWQ)
@@ -138,8 +153,7 @@ def _quantize_block(run: _Run, index: int) -> set[str]:
     for name, factor in layers.items():
         packed: Any = run.model.get_submodule(name)
         dtype = dtypes[f"{name.removeprefix(f'{prefix}.')}.weight"]
-        packed.input_scale = nn.Parameter(factor.to(dtype), requires_grad=False)
-        packed.input_scale._is_hf_initialized = True
+        packed.assign_input_scale(factor.to(dtype))
     for batch, ids in enumerate(run.batches):
         hidden = run.hidden.load(index, batch).to(next(block.parameters()).device)
         run.hidden.save(index + 1, batch, run.blocks.advance(index, ids, hidden))
@@ -147,16 +161,21 @@ def _quantize_block(run: _Run, index: int) -> set[str]:
     return set(layers)
 
 
-def _gather(run: _Run, index: int, block: nn.Module, entries: dict[str, Entry]) -> Inputs:
+def _gather(run: _Run, index: int, block: nn.Module, entries: dict[str, Entry], *, rounded: bool) -> Inputs:
+    """What the layers of a float block read, in the model that is being rounded and in the float one."""
     prefix = f"{run.blocks.name}.{index}"
-    inputs = Inputs(prefix)
+    inputs = Inputs(prefix, {name: entry.activation for name, entry in entries.items()} if rounded else None)
     linears = [name.rpartition(".")[0] for name, entry in entries.items() if entry.kind != "experts"]
     experts = sorted({name.rpartition(".")[0] for name, entry in entries.items() if entry.kind == "experts"})
     keep = -(-SAMPLE // len(run.batches))
     device = next(block.parameters()).device
-    with watching(block, linears, experts, inputs, keep):
-        for batch, ids in enumerate(run.batches):
-            inputs.next_pass()
+    for batch, ids in enumerate(run.batches):
+        inputs.next_pass()
+        if run.floats is not None:
+            with keeping(block, linears, experts, inputs.float_inputs):
+                after = run.blocks.advance(index, ids, run.floats.load(index, batch).to(device))
+            run.floats.save(index + 1, batch, after)
+        with watching(block, linears, experts, inputs, keep):
             run.blocks.run(index, ids, run.hidden.load(index, batch).to(device))
     return inputs
 
@@ -176,7 +195,7 @@ class Encoder:
         assert entry.weight is not None
         name = entry.name.removeprefix(f"{self.prefix}.")
         dtype = self.dtypes[name]
-        moments = self.inputs.moments.get(name)
+        moments = self.inputs.moments.pop(name, None)  # each is needed once, and they are large
         clip = self.gptq or (self.awq if self.awq and not clips_badly(entry.module) else None)
         if matrix.dim() == 3:
             each = moments if isinstance(moments, list) else [None] * matrix.shape[0]
@@ -194,8 +213,7 @@ class Encoder:
         clip: AwqOptions | GptqOptions | None,
     ) -> PackedTensor:
         assert entry.weight is not None
-        second = moments.second if moments is not None and moments.count else None
-        return encode(matrix.float(), second, entry.weight, dtype, gptq=self.gptq, clip=clip)
+        return encode(matrix.float(), moments, entry.weight, dtype, gptq=self.gptq, clip=clip)
 
 
 # AWQ's own list: what feeds the product of queries and keys is not clipped.

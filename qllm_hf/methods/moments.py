@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from ..errors import CalibrationError
 from ..nn import expert_parameters
+from ..scheme import Spec
+from ..uniform import fake_quantize
 
 SAMPLE = 512
 """Tokens that are kept as they are."""
@@ -27,6 +29,8 @@ class Moments:
         magnitude: [I], the sum of |x|.
         peak: [I], the largest |x|.
         sample: [at most SAMPLE, I], some of the tokens.
+        drift: [I, I], the sum of (y - x) x^T, where y is what the layer reads in the float model; None if only
+            one model was run.
     """
 
     count: int
@@ -34,6 +38,7 @@ class Moments:
     magnitude: Tensor
     peak: Tensor
     sample: Tensor
+    drift: Tensor | None = None
 
     @classmethod
     def empty(cls, length: int, device: torch.device | str) -> Moments:
@@ -41,9 +46,16 @@ class Moments:
         square, row = torch.zeros(length, length, device=device), torch.zeros(length, device=device)
         return cls(0, square, row, row.clone(), torch.empty(0, length, device=device))
 
-    def add(self, x: Tensor, keep: int = SAMPLE) -> None:
-        """Take in tokens x [T, I]; `keep` of them, evenly spaced, for the sample while it has room."""
+    def add(self, x: Tensor, keep: int = SAMPLE, y: Tensor | None = None) -> None:
+        """Take in tokens x [T, I]; `keep` of them, evenly spaced, for the sample while it has room.
+
+        y [T, I] is what the float model has in their place.
+        """
         self.count += x.shape[0]
+        if y is not None:
+            if self.drift is None:
+                self.drift = torch.zeros_like(self.second)
+            self.drift.addmm_((y - x).t(), x)
         self.second.addmm_(x.t(), x)
         absolute = x.abs()
         self.magnitude += absolute.sum(0)
@@ -63,6 +75,7 @@ class Moments:
         return replace(
             self,
             second=self.second * factor * factor.unsqueeze(-1),
+            drift=None if self.drift is None else self.drift * factor * factor.unsqueeze(-1),
             magnitude=self.magnitude * factor,
             peak=self.peak * factor,
             sample=self.sample * factor,
@@ -73,10 +86,16 @@ class Inputs:
     """The moments of every weight of a block, by the weight's name within the block.
 
     Layers that read the same tensor share one Moments. Of experts, each weight has a list of them, one an expert.
+
+    Args:
+        prefix: name of the block, for messages.
+        activations: name of a weight -> how its input is rounded before it is looked at.
     """
 
-    def __init__(self, prefix: str) -> None:
+    def __init__(self, prefix: str, activations: Mapping[str, Spec | None] | None = None) -> None:
         self.prefix = prefix
+        self.activations = activations or {}
+        self.float_inputs: dict[str, Tensor] = {}  # of this forward pass: what the float model has there
         self.moments: dict[str, Moments | list[Moments]] = {}
         self._readers: list[tuple[Tensor, str]] = []  # of this forward pass: tensor, first layer that read it
 
@@ -111,7 +130,7 @@ class Inputs:
         self._check(name, x)
         if name not in self.moments:
             self.moments[name] = Moments.empty(x.shape[-1], x.device)
-        self.of(name).add(x.reshape(-1, x.shape[-1]).float(), keep)
+        self.of(name).add(self._rows(name, x), keep, self._float_rows(name))
 
     def watch_experts(self, name: str, module: Any, x: Tensor, chosen: Tensor, keep: int) -> None:
         """Take in what fused experts read, x [T, I] with the chosen experts [T, k], and what is between their
@@ -120,19 +139,32 @@ class Inputs:
         first = "gate_up_proj" if module.has_gate else "up_proj"
         weights = expert_parameters(module)
         count = weights["down_proj"].shape[0]
+        outer, inner = f"{name}.{first}", f"{name}.down_proj"
+        there = self._float_rows(name)
         for index in range(count):
             rows = torch.where(chosen == index)[0]
-            tokens = x[rows].float()
-            inner = expert_hidden(module, tokens, index)
-            for parameter, value in ((first, tokens), ("down_proj", inner)):
-                key = f"{name}.{parameter}"
+            tokens = self._rows(outer, x[rows])
+            hidden = self._rows(inner, expert_hidden(module, tokens, index))
+            y = None if there is None else there[rows]
+            y_hidden = None if y is None else expert_hidden(module, y, index)
+            for key, value, other in ((outer, tokens, y), (inner, hidden, y_hidden)):
                 if key not in self.moments:
                     self.moments[key] = [Moments.empty(value.shape[-1], x.device) for _ in range(count)]
-                self.of_experts(key)[index].add(value, keep)
+                self.of_experts(key)[index].add(value, keep, other)
 
     def next_pass(self) -> None:
         """Another forward pass begins."""
         self._readers.clear()
+        self.float_inputs.clear()
+
+    def _rows(self, weight: str, x: Tensor) -> Tensor:
+        rows = x.reshape(-1, x.shape[-1]).float()
+        spec = self.activations.get(weight)
+        return rows if spec is None else fake_quantize(rows, spec)
+
+    def _float_rows(self, name: str) -> Tensor | None:
+        found = self.float_inputs.get(name)
+        return None if found is None else found.reshape(-1, found.shape[-1]).float()
 
     def _check(self, name: str, x: Tensor) -> None:
         if not bool(torch.isfinite(x).all()):
@@ -153,6 +185,25 @@ def expert_hidden(module: Any, x: Tensor, index: int) -> Tensor:
         y = y + getattr(module, f"{first}_bias")[index].to(x.dtype)
     hidden: Tensor = module._apply_gate(y) if module.has_gate else module.act_fn(y)
     return hidden
+
+
+@contextlib.contextmanager
+def keeping(block: nn.Module, linears: list[str], experts: list[str], kept: dict[str, Tensor]) -> Iterator[None]:
+    """Within the block, what the named layers of a decoder block read is kept, under the names that `watching` uses."""
+
+    def hook(name: str) -> Any:
+        def keep(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            kept[name] = [*args, *kwargs.values()][0].detach()
+
+        return keep
+
+    names = [(name, f"{name}.weight") for name in linears] + [(name, name) for name in experts]
+    handles = [block.get_submodule(name).register_forward_pre_hook(hook(key), with_kwargs=True) for name, key in names]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 @contextlib.contextmanager

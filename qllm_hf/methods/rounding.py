@@ -10,7 +10,8 @@ from ..packed import PackedTensor
 from ..packing import pack
 from ..scheme import PER_TENSOR, Spec
 from ..uniform import affine_params, choose_codes, group, ungroup
-from .gptq import gptq_codes
+from .gptq import gptq_codes, refine, toward_float
+from .moments import Moments
 
 _PIECE = 2**22
 """Elements that the search for ranges looks at in one go."""
@@ -18,7 +19,7 @@ _PIECE = 2**22
 
 def encode(
     matrix: Tensor,
-    second: Tensor | None,
+    moments: Moments | None,
     spec: Spec,
     scale_dtype: torch.dtype,
     *,
@@ -29,11 +30,14 @@ def encode(
     """The packed form of a matrix [O, I] in float32.
 
     Args:
-        second: [I, I], second moments of the inputs; None if nothing is known of them.
+        moments: of the inputs; None if nothing is known of them.
         gptq: round with GPTQ; None rounds to nearest.
         clip: search for ranges; None takes each group's own extremes.
         limits: [O, G], ranges that are known already: elements are clipped to plus and minus this.
     """
+    second = moments.second if moments is not None and moments.count else None
+    if gptq is not None and second is not None and moments is not None and moments.drift is not None:
+        matrix = toward_float(matrix, second, moments.drift, gptq.correction)
     if spec.paper_exact:  # the published arithmetic is that of the stored dtype
         matrix = matrix.to(scale_dtype)
     if limits is None and clip is not None and clip.clip and second is not None and spec.group_size != PER_TENSOR:
@@ -50,6 +54,8 @@ def encode(
     else:
         each = [ungroup(part.float().expand_as(groups), matrix.shape, spec) for part in (scale, zero_point)]
         codes = gptq_codes(matrix.float(), second, each[0], each[1], spec, gptq)
+        if gptq.refine:
+            codes = refine(codes, matrix.float(), second, each[0], each[1], spec, gptq)
     zeros = None if spec.symmetric else zero_point.squeeze(-1).to(torch.uint8)
     return PackedTensor(pack(codes.to(torch.uint8), spec.bits), scale.squeeze(-1), zeros, spec, matrix.shape[1])
 

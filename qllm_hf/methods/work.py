@@ -3,6 +3,7 @@
     progress.json                what this run is, and how many blocks are done
     block-00003.safetensors      the finished block: packed weights, scaled norms, biases
     hidden-00004/00000...        what the next block gets, a file for each batch
+    float-00004/00000...         and what it gets in the float model, if the method compares the two
 
 A block counts when progress.json says so, and that is written last. Every file appears under its name when it is whole.
 """
@@ -13,7 +14,7 @@ import json
 import os
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -70,7 +71,7 @@ class Work:
         partial = self.folder / f".{_PROGRESS}"
         partial.write_text(json.dumps(content), encoding="utf-8")
         partial.replace(self.folder / _PROGRESS)
-        for old in self.folder.glob("hidden-*"):
+        for old in [*self.folder.glob("hidden-*"), *self.folder.glob("float-*")]:
             if int(old.name.partition("-")[2]) < done:
                 shutil.rmtree(old, ignore_errors=True)
 
@@ -83,15 +84,15 @@ class Work:
         # a weight that is tied within the block may be stored once only
         _save({name: tensor.contiguous() for name, tensor in state.items()}, self.block_file(index))
 
-    def save_hidden(self, index: int, batch: int, hidden: Tensor) -> None:
+    def save_hidden(self, kind: str, index: int, batch: int, hidden: Tensor) -> None:
         """Keep what block `index` gets for one batch."""
-        folder = self.folder / f"hidden-{index:05d}"
+        folder = self.folder / f"{kind}-{index:05d}"
         folder.mkdir(exist_ok=True)
         _save({"hidden": hidden.cpu().contiguous()}, folder / f"{batch:05d}.safetensors")
 
-    def load_hidden(self, index: int, batch: int) -> Tensor:
+    def load_hidden(self, kind: str, index: int, batch: int) -> Tensor:
         """What block `index` gets for one batch."""
-        path = self.folder / f"hidden-{index:05d}" / f"{batch:05d}.safetensors"
+        path = self.folder / f"{kind}-{index:05d}" / f"{batch:05d}.safetensors"
         if not path.is_file():
             raise CheckpointError(f"{path} is missing. Begin again with --restart.")
         return load_file(path)["hidden"]
@@ -108,20 +109,24 @@ def _save(tensors: dict[str, Tensor], path: Path) -> None:
 
 
 class Hidden:
-    """The hidden states of all batches, in memory or in a work folder."""
+    """The hidden states of all batches, in memory or in a work folder.
 
-    def __init__(self, work: Work | None) -> None:
-        self._work = work
+    Args:
+        kind: "hidden" for the model that is being rounded, "float" for the one it is compared with.
+    """
+
+    def __init__(self, work: Work | None, kind: Literal["hidden", "float"] = "hidden") -> None:
+        self._work, self._kind = work, kind
         self._kept: dict[tuple[int, int], Tensor] = {}
 
     def save(self, index: int, batch: int, hidden: Tensor) -> None:
         """Keep what block `index` gets for one batch."""
         if self._work is not None:
-            self._work.save_hidden(index, batch, hidden)
+            self._work.save_hidden(self._kind, index, batch, hidden)
         else:
             self._kept[index, batch] = hidden
-            self._kept.pop((index - 1, batch), None)
+            self._kept.pop((index - 2, batch), None)
 
     def load(self, index: int, batch: int) -> Tensor:
         """What block `index` gets for one batch."""
-        return self._kept[index, batch] if self._work is None else self._work.load_hidden(index, batch)
+        return self._kept[index, batch] if self._work is None else self._work.load_hidden(self._kind, index, batch)

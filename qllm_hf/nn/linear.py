@@ -72,6 +72,12 @@ class PackedLinear(PackedModule, nn.Linear):
         copy.__dict__["_is_hf_initialized"] = True  # or the model's _init_weights would try to fill it
         return copy
 
+    def assign_input_scale(self, scale: Tensor) -> None:
+        """Set what the input is multiplied by, [I]."""
+        parameter = nn.Parameter(scale, requires_grad=False)
+        parameter._is_hf_initialized = True  # type: ignore[attr-defined]  # as transformers marks what it loaded
+        self.input_scale = parameter
+
     def float_matrix(self, dtype: torch.dtype | None = None) -> Tensor:
         """What the layer multiplies its input by, [O, I] in the dtype of the scales or `dtype`."""
         matrix = self.packed("weight").decode(dtype)
