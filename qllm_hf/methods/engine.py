@@ -33,6 +33,7 @@ from ..surgery import pack_modules_, replace_modules_
 from .blocks import Blocks
 from .calibration import Calibration
 from .heads import heads_of
+from .memory import give_back
 from .moments import SAMPLE, Inputs, Moments, keeping, watching
 from .residence import Residence
 from .rounding import encode
@@ -40,7 +41,7 @@ from .scales import scale_input
 from .scaling import Scaled, scale_block
 from .work import Hidden, Work
 
-BATCH_TOKENS = 2048
+BATCH_TOKENS = 1024
 """Tokens that go through a block at a time: enough for its products to be efficient, few enough for its activations
 to be small beside its weights."""
 TRIAL_TOKENS = 32
@@ -158,6 +159,7 @@ def _quantize_block(run: _Run, index: int) -> set[str]:
         hidden = run.hidden.load(index, batch).to(next(block.parameters()).device)
         run.hidden.save(index + 1, batch, run.blocks.advance(index, ids, hidden))
     run.residence.close(index)
+    give_back()
     return set(layers)
 
 
@@ -177,6 +179,8 @@ def _gather(run: _Run, index: int, block: nn.Module, entries: dict[str, Entry], 
             run.floats.save(index + 1, batch, after)
         with watching(block, linears, experts, inputs, keep):
             run.blocks.run(index, ids, run.hidden.load(index, batch).to(device))
+    inputs.next_pass()
+    give_back()
     return inputs
 
 
@@ -195,7 +199,7 @@ class Encoder:
         assert entry.weight is not None
         name = entry.name.removeprefix(f"{self.prefix}.")
         dtype = self.dtypes[name]
-        moments = self.inputs.moments.pop(name, None)  # each is needed once, and they are large
+        moments = self.inputs.moments.pop(name, None)  # large, and not needed again but by those that share them
         clip = self.gptq or (self.awq if self.awq and not clips_badly(entry.module) else None)
         if matrix.dim() == 3:
             each = moments if isinstance(moments, list) else [None] * matrix.shape[0]
@@ -213,7 +217,9 @@ class Encoder:
         clip: AwqOptions | GptqOptions | None,
     ) -> PackedTensor:
         assert entry.weight is not None
-        return encode(matrix.float(), moments, entry.weight, dtype, gptq=self.gptq, clip=clip)
+        give_back()
+        used_up = not any(other is moments for other in self.inputs.moments.values())
+        return encode(matrix.float(), moments, entry.weight, dtype, gptq=self.gptq, clip=clip, used_up=used_up)
 
 
 # AWQ's own list: what feeds the product of queries and keys is not clipped.

@@ -25,28 +25,62 @@ from ..scheme import Spec
 _TRIES = 6
 _LARGEST_DOUBLE = 2048
 _REGRESSION_DAMPING = 0.1
+_LEAST_DAMPING = 1e-6
+PIECE = 512
+"""Rows that are rounded in one go: enough for efficient products, few enough to be small beside the moments."""
 
 
-def gptq_codes(
-    matrix: Tensor, second: Tensor, scale: Tensor, zero_point: Tensor, spec: Spec, options: GptqOptions
-) -> Tensor:
-    """Codes, as floats [O, I], of a matrix [O, I] in float32: what makes the output on the calibration tokens move least.
+class Gptq:
+    """Rounds matrices that read the same inputs.
+
+    Rows do not depend on each other, so a large matrix may be given piece by piece; what depends on the inputs alone is
+    computed once.
 
     Args:
-        second: [I, I], second moments of the inputs.
-        scale, zero_point: of each element, [O, I].
+        second: [I, I], second moments of the inputs, in float32.
     """
-    weights, top = matrix.clone(), 2**spec.bits - 1
-    diagonal = second.diagonal()
-    order = torch.argsort(diagonal, descending=True, stable=True) if options.act_order else None
-    if order is not None:
-        weights, second = weights[:, order], second[order][:, order]
-        scale, zero_point = scale[:, order], zero_point[:, order]
-    upper = _inverse_factor(second, options.damping)
+
+    def __init__(self, second: Tensor, options: GptqOptions) -> None:
+        self._options = options
+        self._order: Tensor | None = None
+        if options.act_order:
+            self._order = torch.argsort(second.diagonal(), descending=True, stable=True)
+            second = second[self._order[:, None], self._order]
+        self._upper = _inverse_factor(second, options.damping)
+        self._second = second
+
+    def codes(self, matrix: Tensor, scale: Tensor, zero_point: Tensor, spec: Spec) -> Tensor:
+        """Codes, as floats [O, I], of a matrix [O, I] in float32: what moves its output on the tokens least.
+
+        Args:
+            scale, zero_point: of each element, [O, I].
+        """
+        order = self._order
+        if order is not None:
+            matrix, scale, zero_point = matrix[:, order], scale[:, order], zero_point[:, order]
+        size, top = self._options.block_size, 2**spec.bits - 1
+        codes = gptq_codes(matrix, self._upper, scale, zero_point, top, size)
+        if self._options.refine:
+            codes = refine(codes, matrix, self._second, scale, zero_point, top, size, self._options.damping)
+        if order is None:
+            return codes
+        restored = torch.empty_like(codes)
+        restored[:, order] = codes
+        return restored
+
+
+def gptq_codes(matrix: Tensor, upper: Tensor, scale: Tensor, zero_point: Tensor, top: int, block_size: int) -> Tensor:
+    """Codes [O, I] by algorithm 1, columns from left to right.
+
+    Args:
+        upper: [I, I], the upper Cholesky factor of the inverse of the damped second moments.
+        top: the largest code.
+    """
+    weights = matrix.clone()
     codes = torch.empty_like(weights)
     columns = weights.shape[1]
-    for start in range(0, columns, options.block_size):
-        end = min(start + options.block_size, columns)
+    for start in range(0, columns, block_size):
+        end = min(start + block_size, columns)
         block, factor = weights[:, start:end], upper[start:end, start:end]
         errors = torch.empty_like(block)
         for at in range(end - start):
@@ -56,25 +90,29 @@ def gptq_codes(
             block[:, at:] -= error.unsqueeze(1) * factor[at, at:]
             codes[:, start + at], errors[:, at] = code, error
         weights[:, end:] -= errors @ upper[start:end, end:]
-    if order is None:
-        return codes
-    restored = torch.empty_like(codes)
-    restored[:, order] = codes
-    return restored
+    return codes
 
 
 def refine(
-    codes: Tensor, matrix: Tensor, second: Tensor, scale: Tensor, zero_point: Tensor, spec: Spec, options: GptqOptions
+    codes: Tensor,
+    matrix: Tensor,
+    second: Tensor,
+    scale: Tensor,
+    zero_point: Tensor,
+    top: int,
+    block_size: int,
+    damping: float,
 ) -> Tensor:
-    """The codes [O, I] after one more look at each column with all others fixed. The arguments are those of `gptq_codes`."""
-    codes, top = codes.clone(), 2**spec.bits - 1
-    second = second.clone()
-    second.diagonal().add_(max(options.damping, 1e-6) * (float(second.diagonal().mean()) or 1.0))
-    slope = (matrix - (codes - zero_point) * scale) @ second
+    """The codes [O, I] after one more look at each column with all others fixed."""
+    codes = codes.clone()
+    extra = max(damping, _LEAST_DAMPING) * (float(second.diagonal().mean()) or 1.0)
+    difference = matrix - (codes - zero_point) * scale
+    slope = difference @ second + extra * difference
     columns = matrix.shape[1]
-    for start in range(0, columns, options.block_size):
-        end = min(start + options.block_size, columns)
-        here, square = slope[:, start:end].clone(), second[start:end, start:end]
+    for start in range(0, columns, block_size):
+        end = min(start + block_size, columns)
+        here, square = slope[:, start:end].clone(), second[start:end, start:end].clone()
+        square.diagonal().add_(extra)
         moves = torch.empty_like(here)
         for at in range(end - start):
             old, step, zero = codes[:, start + at], scale[:, start + at], zero_point[:, start + at]
@@ -84,6 +122,7 @@ def refine(
             here -= moves[:, at].unsqueeze(1) * square[at]
             codes[:, start + at] = new
         slope -= moves @ second[start:end]
+        slope[:, start:end] -= extra * moves
     return codes
 
 
@@ -101,8 +140,8 @@ def toward_float(matrix: Tensor, second: Tensor, drift: Tensor, strength: float)
     if int(failed):
         return matrix
     del damped
-    correction = torch.cholesky_solve((matrix @ drift).t(), factor).t()
-    return matrix + strength * correction
+    rows = [part + strength * torch.cholesky_solve((part @ drift).t(), factor).t() for part in matrix.split(PIECE)]
+    return torch.cat(rows)
 
 
 def _inverse_factor(second: Tensor, damping: float) -> Tensor:
@@ -113,20 +152,22 @@ def _inverse_factor(second: Tensor, damping: float) -> Tensor:
     Raises:
         CalibrationError: the moments are not finite.
     """
-    damped = second.to(torch.float64 if len(second) <= _LARGEST_DOUBLE else torch.float32, copy=True)
-    mean = float(damped.diagonal().mean())
+    dtype = torch.float64 if len(second) <= _LARGEST_DOUBLE else torch.float32
+    mean = float(second.diagonal().mean())
     if not mean < float("inf"):
         raise CalibrationError("the second moments of a layer's inputs are not finite.")
     # a channel that was never seen keeps its own weights: nothing is known to make up for them
-    damped.diagonal().add_(torch.where(damped.diagonal() == 0, mean or 1.0, 0.0))
+    unseen = torch.where(second.diagonal() == 0, mean or 1.0, 0.0)
     for _ in range(_TRIES):
-        damped.diagonal().add_(max(damping, 1e-6) * (mean or 1.0))
+        damping = max(damping, _LEAST_DAMPING)
+        damped = second.to(dtype, copy=True)
+        damped.diagonal().add_(unseen + damping * (mean or 1.0))
         factor, failed = torch.linalg.cholesky_ex(damped)
+        del damped  # each of these is as large as the moments
         if not int(failed):
             torch.cholesky_inverse(factor, out=factor)
             upper, failed = torch.linalg.cholesky_ex(factor, upper=True)
             if not int(failed):
                 return upper.float()
-        del factor
-        damping = max(damping, 1e-6) * 10
+        damping *= 10
     raise CalibrationError("the second moments of a layer's inputs cannot be inverted, however much they are damped.")

@@ -10,7 +10,7 @@ from ..packed import PackedTensor
 from ..packing import pack
 from ..scheme import PER_TENSOR, Spec
 from ..uniform import affine_params, choose_codes, group, ungroup
-from .gptq import gptq_codes, refine, toward_float
+from .gptq import PIECE, Gptq, toward_float
 from .moments import Moments
 
 _PIECE = 2**22
@@ -26,6 +26,7 @@ def encode(
     gptq: GptqOptions | None = None,
     clip: AwqOptions | GptqOptions | None = None,
     limits: Tensor | None = None,
+    used_up: bool = False,
 ) -> PackedTensor:
     """The packed form of a matrix [O, I] in float32.
 
@@ -34,10 +35,13 @@ def encode(
         gptq: round with GPTQ; None rounds to nearest.
         clip: search for ranges; None takes each group's own extremes.
         limits: [O, G], ranges that are known already: elements are clipped to plus and minus this.
+        used_up: nobody needs the moments after this, so parts of them may be dropped on the way.
     """
     second = moments.second if moments is not None and moments.count else None
     if gptq is not None and second is not None and moments is not None and moments.drift is not None:
         matrix = toward_float(matrix, second, moments.drift, gptq.correction)
+        if used_up:
+            moments.drift = None
     if spec.paper_exact:  # the published arithmetic is that of the stored dtype
         matrix = matrix.to(scale_dtype)
     if limits is None and clip is not None and clip.clip and second is not None and spec.group_size != PER_TENSOR:
@@ -52,12 +56,21 @@ def encode(
         steps = choose_codes(groups, scale, zero_point, spec)
         codes = ungroup(steps, matrix.shape, spec)
     else:
-        each = [ungroup(part.float().expand_as(groups), matrix.shape, spec) for part in (scale, zero_point)]
-        codes = gptq_codes(matrix.float(), second, each[0], each[1], spec, gptq)
-        if gptq.refine:
-            codes = refine(codes, matrix.float(), second, each[0], each[1], spec, gptq)
+        solver = Gptq(second, gptq)
+        pieces = matrix.float().split(PIECE)
+        scales, zeros_of = (_each_element(part, matrix.shape, spec).split(PIECE) for part in (scale, zero_point))
+        codes = torch.cat([solver.codes(*piece, spec) for piece in zip(pieces, scales, zeros_of, strict=True)])
     zeros = None if spec.symmetric else zero_point.squeeze(-1).to(torch.uint8)
     return PackedTensor(pack(codes.to(torch.uint8), spec.bits), scale.squeeze(-1), zeros, spec, matrix.shape[1])
+
+
+def _each_element(part: Tensor, shape: torch.Size, spec: Spec) -> Tensor:
+    """Scales or zero points of groups [O, G, 1] as those of the elements [O, I], in float32."""
+    rows, columns = shape
+    if spec.group_size == PER_TENSOR:
+        return part.float().reshape(1, 1).expand(rows, columns)
+    size = spec.group_size if spec.group_size > 0 else columns
+    return part.float().squeeze(-1).repeat_interleave(size, -1)[:, :columns]
 
 
 def search_limits(matrix: Tensor, second: Tensor, spec: Spec, steps: int, least: float) -> Tensor:
