@@ -33,6 +33,7 @@ if TYPE_CHECKING:
         SchemeError,
     )
     from .inplace import quantize_
+    from .methods.sensitivity import measure_sensitivity
     from .quantizer import QllmHfQuantizer
     from .reporting.model import report
     from .scheme import Scheme
@@ -44,6 +45,7 @@ _HOME = {
     "QllmConfig": "config",
     "QllmHfQuantizer": "quantizer",
     "Scheme": "scheme",
+    "measure_sensitivity": "methods.sensitivity",
     "quantize_": "inplace",
     "reference_model": "builtin",
     "report": "reporting.model",
@@ -77,6 +79,7 @@ __all__ = [
     "QllmWarning",
     "Scheme",
     "SchemeError",
+    "measure_sensitivity",
     "quantize_",
     "reference_model",
     "report",

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import copy
+import json
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import fields, replace
+from pathlib import Path
 from typing import Any
 
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
+from .budget import Choice, allocate
 from .errors import CalibrationError, CheckpointError, ConfigError, SchemeError, did_you_mean
 from .method import AWQ, RTN, check_method, options_of
+from .patterns import first_match
 from .scheme import FLOAT_BITS, Scheme
 
 QUANT_METHOD = "qllm"
@@ -34,6 +39,8 @@ OTHER_KEYS = (
 # For the moment of quantizing only: what came of them is in `calibration`, `overrides` and the weights.
 TRANSIENT_KEYS = ("samples", "seqlen", "tokenizer", "bits_per_weight")
 SAMPLES, SEQLEN = 128, 512
+SENSITIVITY_FORMAT = 1
+"""Version of a sensitivity table."""
 # Words that other libraries use for the same thing.
 ALIASES = {
     "bits": "w",
@@ -179,6 +186,53 @@ class QllmConfig(QuantizationConfigMixin):
         values = {key: getattr(parsed, key) for key in SCHEME_KEYS if getattr(parsed, key) != getattr(Scheme, key)}
         return cls(**{**values, **options})
 
+    @classmethod
+    def from_budget(
+        cls, bits_per_weight: float, sensitivity: Mapping[str, Any] | str | Path | None = None, **options: Any
+    ) -> QllmConfig:
+        """A config whose layers have different bits, at `bits_per_weight` on average.
+
+        Scales and zero points count: 4.1875 is what W4 in groups of 128 takes.
+
+        Args:
+            sensitivity: a table of `measure_sensitivity(...).to_dict()`, or a JSON file of it. Without one, it is
+                measured on `calibration` when the float model is loaded.
+            options: those of QllmConfig. Layers that `overrides` names keep the bits it gives them.
+
+        Raises:
+            ConfigError: the budget is less than the lowest bits cost, or the table is none.
+        """
+        config = cls(**{"w": 4, **options}, bits_per_weight=bits_per_weight)
+        if sensitivity is not None:
+            config.spend(read_table(sensitivity))
+        return config
+
+    def spend(self, table: Mapping[str, Any]) -> None:
+        """Choose each layer's bits by a sensitivity table, so that they meet `bits_per_weight`; which is then None.
+
+        Raises:
+            ConfigError: the budget is less than the lowest bits cost, or the table is of another group size.
+        """
+        assert self.bits_per_weight is not None
+        if table["group_size"] != self.w_group_size:
+            raise ConfigError(
+                f"the sensitivity table is for w_group_size={table['group_size']}, and this config has "
+                f"{self.w_group_size}. Measure again, or give w_group_size={table['group_size']}."
+            )
+        layers = {
+            name: tuple(Choice(int(bits), value["size"], value["kl"]) for bits, value in layer["bits"].items())
+            for name, layer in table["layers"].items()
+            if not first_match(name, self.overrides or {})
+        }
+        elements = sum(table["layers"][name]["elements"] for name in layers)
+        chosen = allocate(layers, self.bits_per_weight * elements, elements)
+        common = Counter(chosen.values()).most_common(1)[0][0]
+        inputs = f"A{self.a}" if self.a != FLOAT_BITS else ""
+        mixed = {name: f"W{bits}{inputs}" for name, bits in chosen.items() if bits != common}
+        self.w, self.overrides = common, {**(self.overrides or {}), **mixed} or None
+        self._given = (*self._given, "w")
+        self.bits_per_weight = None
+
     @property
     def scheme(self) -> Scheme:
         """Bits and groups as one value."""
@@ -261,6 +315,37 @@ class QllmConfig(QuantizationConfigMixin):
         defaults = QllmConfig().to_dict()
         options = "".join(f", {key}={getattr(self, key)!r}" for key in shown if getattr(self, key) != defaults[key])
         return f"QllmConfig({self.scheme}{options})"
+
+
+def read_table(source: Mapping[str, Any] | str | Path) -> Mapping[str, Any]:
+    """A sensitivity table, checked.
+
+    Raises:
+        ConfigError: it is none, or of a newer format.
+    """
+    table: Any = source
+    if isinstance(source, str | Path):
+        try:
+            table = json.loads(Path(source).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"{str(source)!r} is no sensitivity table: {error}") from None
+    form = table.get("format") if isinstance(table, Mapping) else None
+    if form != SENSITIVITY_FORMAT:
+        raise ConfigError(
+            f"this is no sensitivity table of format {SENSITIVITY_FORMAT} (format: {form!r}). Make one with "
+            "qllm_hf.measure_sensitivity(model, calibration=...).to_dict()."
+        )
+    try:
+        for layer in table["layers"].values():
+            assert isinstance(layer["elements"], int)
+            for bits, value in layer["bits"].items():
+                Choice(int(bits), value["size"] + 0, value["kl"] + 0.0)
+        assert table["layers"]
+        assert isinstance(table["group_size"], int)
+    except (KeyError, TypeError, ValueError, AttributeError, AssertionError) as error:
+        raise ConfigError(f"the sensitivity table is damaged ({type(error).__name__}: {error}).") from None
+    checked: Mapping[str, Any] = table
+    return checked
 
 
 def _check_others(others: dict[str, Any]) -> None:

@@ -26,6 +26,7 @@ LAYERS = {
     "method": 1,
     "curriculum": 1,
     "_autoload": 1,
+    "budget": 2,
     "uniform": 2,
     "packing": 2,
     "__init__": 2,
@@ -66,6 +67,7 @@ WITHOUT_TRANSFORMERS = {
     "families",
     "patterns",
     "method",
+    "budget",
     "curriculum",
     "uniform",
     "packing",
@@ -74,7 +76,7 @@ WITHOUT_TRANSFORMERS = {
     "ops",
     "nn",
 }
-WITHOUT_TORCH = {"errors", "builtin", "layout", "scheme", "families", "patterns", "method", "curriculum"}
+WITHOUT_TORCH = {"errors", "builtin", "layout", "scheme", "families", "patterns", "method", "budget", "curriculum"}
 MAX_LINES = 500
 
 

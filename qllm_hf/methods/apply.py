@@ -12,9 +12,10 @@ from ..method import AWQ, RTN, options_of
 from ..plan import Plan, make_plan
 from ..surgery import pack_modules_
 from .blocks import Blocks, block_list
-from .calibration import calibration_for
+from .calibration import Calibration, calibration_for
 from .engine import calibrate_
 from .residence import InMemory
+from .sensitivity import measure_sensitivity
 from .stored import pack_stored_
 
 
@@ -31,7 +32,13 @@ def pack_by_method_(model: PreTrainedModel, config: QllmConfig, *, device: Any =
     plan = make_plan(model, config)
     if not plan.quantized():
         return plan
-    if config.method == RTN and not config.needs_calibration:
+    if config.bits_per_weight is not None:
+        config.calibration = calibration_for(config, model.config._name_or_path or model.name_or_path)
+        config.spend(measure_sensitivity(model, config, progress=progress).to_dict())
+        plan = make_plan(model, config)
+    if config.method == RTN:
+        if isinstance(config.calibration, Calibration):
+            config.calibration = config.calibration.summary()
         pack_modules_(model, plan)
         return plan
     awq: Any = options_of(config.method, config.method_options).get(AWQ)

@@ -65,7 +65,7 @@ def read_calibration(source: Any, tokenizer: Any, *, samples: int, seqlen: int) 
         return source
     if isinstance(source, Tensor):
         return Calibration(_checked_ids(source), "token ids")
-    if tokenizer is None:
+    if tokenizer is None and source is not None:
         raise CalibrationError("calibration text needs the model's tokenizer. Give tokenizer=..., or token ids [N, T].")
     if source is None or isinstance(source, str | Path):
         texts, name = texts_of(source, samples * seqlen)
@@ -155,7 +155,7 @@ def _read_file(path: Path) -> list[str]:
     if path.suffix != ".jsonl":
         return [part for part in content.split("\n\n") if part.strip()]
     texts = []
-    for number, line in enumerate(content.splitlines(), 1):
+    for number, line in enumerate(content.split("\n"), 1):
         if not line.strip():
             continue
         try:

@@ -85,7 +85,8 @@ class Moments:
 class Inputs:
     """The moments of every weight of a block, by the weight's name within the block.
 
-    Layers that read the same tensor share one Moments. Of experts, each weight has a list of them, one an expert.
+    Layers that read the same tensor, rounded alike, share one Moments. Of experts, each weight has a list of them, one
+    an expert.
 
     Args:
         prefix: name of the block, for messages.
@@ -122,7 +123,9 @@ class Inputs:
 
     def watch_linear(self, name: str, x: Tensor, keep: int) -> None:
         """Take in what a linear layer reads, x [.., I]."""
-        first = next((reader for tensor, reader in self._readers if tensor is x), None)
+        spec = self.activations.get(name)
+        alike = (reader for tensor, reader in self._readers if tensor is x and self.activations.get(reader) == spec)
+        first = next(alike, None)
         if first is not None:
             self.moments[name] = self.moments[first]
             return
