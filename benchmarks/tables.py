@@ -207,6 +207,57 @@ def scores() -> str:
     return table(["ability", "task", "items", "chance", *names], lines)
 
 
+def calibration() -> str:
+    """Memory and time of calibrating a model of 1.1B parameters."""
+    lines = []
+    for row in rows("calibration"):
+        seconds = f"{float(row['seconds']):.0f}"
+        if float(row["seconds_before_kill"]):
+            seconds = f"{float(row['seconds_before_kill']):.0f} + {seconds}"
+        lines.append(
+            [
+                row["run"],
+                *(f"{float(row[key]):.0f}" for key in ("peak_calibrating_mb", "peak_mb", "limit_mb")),
+                f"{float(row['packed_model_mb']):.0f} + {float(row['float32_block_mb']):.0f}",
+                seconds,
+                "yes" if row["same_files"] == "True" else "NO",
+            ]
+        )
+    header = ["run", "peak while calibrating, MB", "peak, MB", "limit", "packed model + block", "s", "same bytes saved"]
+    return table(header, lines)
+
+
+def methods() -> str:
+    """Loss over the float model by scheme and group, a column for each method."""
+    found: dict[tuple[str, str, str], dict[str, str]] = {}
+    names: dict[str, None] = {}
+    for row in rows("methods"):
+        if not row["method"]:
+            continue
+        names[row["method"]] = None
+        gain, error = float(row["over_rtn"]), float(row["over_rtn_stderr"])
+        text = with_error(float(row["over_float"]), float(row["over_float_stderr"]))
+        beyond = error > 0 and abs(gain) > 3 * error
+        found.setdefault((row["model"], row["scheme"], row["group"]), {})[row["method"]] = f"**{text}**" if beyond else text
+    lines = [[*key, *(cells.get(name, "") for name in names)] for key, cells in found.items()]
+    return table(["model", "scheme", "group", *names], lines)
+
+
+def peers() -> str:
+    """Loss over the float model of each library."""
+    found: dict[tuple[str, str, str], dict[str, str]] = {}
+    names: dict[str, None] = {}
+    for row in rows("methods_peers"):
+        name = f"{row['library']} {row['method']}".strip()
+        if not row["over_float"]:
+            continue
+        names[name] = None
+        text = with_error(float(row["over_float"]), float(row["over_float_stderr"]))
+        found.setdefault((row["model"], row["scheme"], row["group"]), {})[name] = text
+    lines = [[*key, *(cells.get(name, "") for name in names)] for key, cells in found.items()]
+    return table(["model", "scheme", "group", *names], lines)
+
+
 FILES: dict[Path, dict[str, Callable[[], str]]] = {
     REPO / "README.md": {
         "abilities": abilities,
@@ -217,6 +268,7 @@ FILES: dict[Path, dict[str, Callable[[], str]]] = {
         "loading": loading,
     },
     REPO / "docs" / "evaluation.md": {"kv_scores": kv_scores, "evaluation": evaluation, "scores": scores},
+    REPO / "docs" / "methods.md": {"calibration": calibration, "methods": methods, "peers": peers},
     MODEL / "README.md": {"training": training, "tasks": tasks},
 }
 

@@ -72,6 +72,9 @@ def test_dict_of_a_config_is_what_config_json_holds():
         "overrides": None,
         "quantize_routers": False,
         "method": "rtn",
+        "method_options": None,
+        "calibration": None,
+        "input_scales": None,
     }
     assert {"quant_method", *SCHEME_KEYS, *OTHER_KEYS} == set(dict(config))
 
@@ -164,7 +167,14 @@ def test_hints_lead_to_keys_that_exist():
         ({"w": 4, "kv_group_size": 0}, SchemeError, "kv_group_size=0: keys and values arrive token by token"),
         ({"w": None}, SchemeError, "w=None: allowed are"),
         ({"w": 4, "w_symmetric": "no"}, SchemeError, "w_symmetric='no': give True or False."),
-        ({"w": 4, "method": "rtm"}, ConfigError, "method='rtm': allowed are rtn. Did you mean 'rtn'?"),
+        ({"w": 4, "method": "rtm"}, ConfigError, "method='rtm': allowed are rtn, awq,"),
+        ({"w": 4, "method": "gtpq"}, ConfigError, "Did you mean 'gptq'?"),
+        ({"w": 4, "method": "awq", "method_options": {"alpha": 1}}, ConfigError, "'alpha' is no option of method 'awq'"),
+        ({"w": 4, "method": "gptq", "method_options": {"dampin": 1}}, ConfigError, "Did you mean 'damping'?"),
+        ({"w": 4, "method": "gptq", "method_options": {"damping": -1}}, ConfigError, "damping=-1: give a number from 0"),
+        ({"w": 4, "method": "smoothquant", "method_options": {"alpha": 2}}, ConfigError, "alpha=2: give a number from"),
+        ({"w": 4, "samples": 0}, ConfigError, "samples=0: give a positive number."),
+        ({"bits_per_weight": 1.5}, ConfigError, "bits_per_weight=1.5: give a number from 2 to 16."),
         ({"w": 4, "quantize_routers": 1}, ConfigError, "quantize_routers=1: give True or False."),
         ({"w": 4, "modules_to_not_convert": "lm_head"}, ConfigError, "modules_to_not_convert='lm_head': give a list"),
         ({"w": 4, "modules_to_not_convert": [1]}, ConfigError, "modules_to_not_convert=[1]: give a list"),

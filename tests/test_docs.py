@@ -17,7 +17,11 @@ import pytest
 REPO = Path(__file__).resolve().parent.parent
 README = REPO / "README.md"
 # {page: languages of the blocks that are run}
-PAGES = {README: {"python", "bash"}, REPO / "docs" / "evaluation.md": {"python"}}
+PAGES = {
+    README: {"python", "bash"},
+    REPO / "docs" / "evaluation.md": {"python"},
+    REPO / "docs" / "methods.md": {"python", "bash"},
+}
 PLACEHOLDER = re.compile(r"path/to/model(?![\w/-])")
 # Commands of ours; installing and cloning are not for a test to do.
 OURS = re.compile(r"(#.*\n|\s)*(qllm-hf|optimum-cli qllm)\b")

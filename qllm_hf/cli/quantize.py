@@ -96,6 +96,8 @@ def quantize(
         )
         if config is None:
             raise UsageError("say how: --scheme W4KV8, for example.")
+        if dry_run and bits_per_weight is not None:
+            raise UsageError("--bits-per-weight is met by measuring the model, which --dry-run does not do.")
         if output is None and not dry_run:
             raise UsageError("say where to save: -o DIR, or only look at what would happen: --dry-run.")
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -155,12 +156,26 @@ def _quantize_block(run: _Run, index: int) -> set[str]:
         packed: Any = run.model.get_submodule(name)
         dtype = dtypes[f"{name.removeprefix(f'{prefix}.')}.weight"]
         packed.assign_input_scale(factor.to(dtype))
-    for batch, ids in enumerate(run.batches):
-        hidden = run.hidden.load(index, batch).to(next(block.parameters()).device)
-        run.hidden.save(index + 1, batch, run.blocks.advance(index, ids, hidden))
+    with _all_in_float32(block):
+        for batch, ids in enumerate(run.batches):
+            hidden = run.hidden.load(index, batch).to(next(block.parameters()).device)
+            run.hidden.save(index + 1, batch, run.blocks.advance(index, ids, hidden))
     run.residence.close(index)
     give_back()
     return set(layers)
+
+
+@contextlib.contextmanager
+def _all_in_float32(block: nn.Module) -> Iterator[None]:
+    """Within, the scales of packed weights are in float32 too: Mamba multiplies by one of its weights itself."""
+    stored = [(parameter, parameter.dtype) for parameter in block.parameters() if parameter.is_floating_point()]
+    try:
+        for parameter, dtype in stored:
+            parameter.data = parameter.data.to(torch.promote_types(dtype, torch.float32))
+        yield
+    finally:
+        for parameter, dtype in stored:
+            parameter.data = parameter.data.to(dtype)
 
 
 def _gather(run: _Run, index: int, block: nn.Module, entries: dict[str, Entry], *, rounded: bool) -> Inputs:

@@ -118,6 +118,8 @@ class OnDisk:
 
     def finish(self) -> None:
         for index, block in enumerate(self._modules):
+            if not self._work.block_file(index).is_file():
+                raise CheckpointError(f"{self._work.block_file(index)} is missing. Begin again with --restart.")
             state = load_file(self._work.block_file(index))
             if lost := block.state_dict().keys() - state.keys():
                 raise CheckpointError(f"{self._work.block_file(index)} lacks {sorted(lost)[0]}. Give --restart.")

@@ -10,7 +10,6 @@ What "before" may be, and which rows of it a scale divides, is as in the study's
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -54,7 +53,7 @@ def read_stored(path: Path) -> Stored:
         raise CheckpointError(f"there is no file {str(path)!r} with an AWQ result.")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+    except Exception as error:  # of a file of another kind the unpickler says whatever it runs into
         first = str(error).strip().split("\n")[0]
         raise CheckpointError(
             f"{path} is no AWQ result that can be read safely ({first}). It must hold lists, strings and tensors only."
@@ -89,9 +88,12 @@ def pack_stored_(model: PreTrainedModel, config: QllmConfig, path: Path) -> Plan
         modules = [model.get_submodule(layer) for layer in layers]
         for module in [*modules, model.get_submodule(before)]:
             module.float()
-        moved = apply_scale(model, _pair(model, before, layers, scale), scale, dtypes.get(f"{before}.weight"))
-        if not list(model.get_submodule(before).parameters(recurse=False)):
-            factors[layers[0]] = 1 / moved
+        pair = _pair(model, before, layers, scale)
+        if pair.kind == "input" and not set(layers) <= entries.keys():
+            continue  # a layer that stays in floating point has nothing to multiply its input by, and no need to
+        moved = apply_scale(model, pair, scale, dtypes.get(f"{before}.weight"))
+        if pair.kind == "input":
+            factors |= dict.fromkeys(layers, 1 / moved)
 
     def encode_clipped(entry: Entry, matrix: Tensor) -> PackedTensor:
         assert entry.weight is not None
@@ -138,9 +140,14 @@ def _check(model: nn.Module, stored: Stored, entries: Mapping[str, Entry], path:
             if name not in modules:
                 raise wrong(f"there is no {name}")
         for layer in layers:
+            if not isinstance(modules[layer], nn.Linear | Conv1D):
+                raise wrong(f"{layer} is no linear layer")
             columns = linear_matrix(modules[layer]).shape[1]
             if scale.shape != (columns,):
                 raise wrong(f"{layer} reads {columns} channels, the file has scales {tuple(scale.shape)}")
+        if isinstance(modules[before], nn.Linear | Conv1D) and len(linear_matrix(modules[before])) < len(scale):
+            rows = len(linear_matrix(modules[before]))
+            raise wrong(f"{before} has {rows} rows, the file has scales {tuple(scale.shape)}")
         norm = modules[before]._parameters.get("weight")
         if norm is not None and norm.dim() == 1 and len(norm) != len(scale):
             raise wrong(f"{before} has {len(norm)} channels, the file has scales {tuple(scale.shape)}")

@@ -50,6 +50,8 @@ class Work:
         elif folder.exists() and any(folder.iterdir()):
             raise CheckpointError(f"{str(folder)!r} is no work folder of a calibration. Move it away.")
         folder.mkdir(parents=True, exist_ok=True)
+        if not self.done:  # a run may be stopped before its first block is done, and then any other may begin here
+            self.advance(0, {})
 
     def _read(self, path: Path) -> None:
         try:
@@ -58,7 +60,7 @@ class Work:
         except (ValueError, KeyError, TypeError) as error:
             raise CheckpointError(f"{path} is damaged ({error}). Begin again with --restart.") from None
         different = sorted(key for key in {*identity, *self._identity} if identity.get(key) != self._identity.get(key))
-        if different:
+        if different and self.done:
             raise CheckpointError(
                 f"{str(self.folder)!r} holds {self.done} blocks of another run; it differs in {', '.join(different)}. "
                 "Repeat that run's options to go on with it, or begin again with --restart."

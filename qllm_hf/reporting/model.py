@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import cast
 
 from transformers import PreTrainedModel
@@ -9,6 +10,7 @@ from transformers import PreTrainedModel
 from ..config import QllmConfig
 from ..errors import ModelError
 from ..families import family
+from ..method import RTN
 from ..plan import Plan, make_plan
 from ..quantizer import QllmHfQuantizer
 from ..scheme import FLOAT_BITS, Scheme
@@ -31,8 +33,8 @@ def report(model: PreTrainedModel) -> Report:
     quantizer = _quantizer(model)
     if quantizer is None:
         config = QllmConfig()
-        return _report(model, config.scheme, make_plan(model, config), "measured")
-    return _report(model, quantizer.quantization_config.scheme, quantizer.plan, "measured")
+        return _report(model, config, make_plan(model, config), "measured")
+    return _report(model, quantizer.quantization_config, quantizer.plan, "measured")
 
 
 def plan_report(model: PreTrainedModel, config: QllmConfig, origin: Origin = "planned") -> Report:
@@ -44,7 +46,7 @@ def plan_report(model: PreTrainedModel, config: QllmConfig, origin: Origin = "pl
     twin = twin_on_meta(model)
     plan = make_plan(twin, config, check_patterns=origin == "planned")
     replace_modules_(twin, plan, placeholders=False)
-    return _report(twin, config.scheme, plan, origin)
+    return _report(twin, config, plan, origin)
 
 
 def scheme_of(model: PreTrainedModel) -> str:
@@ -65,7 +67,8 @@ def _quantizer(model: PreTrainedModel) -> QllmHfQuantizer | None:
     raise ModelError(f"this model is quantized by {method!r}; only models of qllm_hf and float models can be reported.")
 
 
-def _report(model: PreTrainedModel, scheme: Scheme, plan: Plan, origin: Origin) -> Report:
+def _report(model: PreTrainedModel, config: QllmConfig, plan: Plan, origin: Origin) -> Report:
+    scheme = config.scheme
     packed, kept = packed_weights(model), kept_groups(model, plan)
     packed_elements = sum(weight.elements for weight in packed)
     elements = packed_elements + sum(group.elements for group in kept)
@@ -91,5 +94,19 @@ def _report(model: PreTrainedModel, scheme: Scheme, plan: Plan, origin: Origin) 
         kept=kept,
         kv=kv_report(model, scheme),
         backends=model_backends(model),
-        notes=family(model.config.get_text_config(decoder=True).model_type).notes if is_quantized else (),
+        notes=(*_method_notes(config), *_family_notes(model)) if is_quantized else (),
     )
+
+
+def _family_notes(model: PreTrainedModel) -> tuple[str, ...]:
+    return family(model.config.get_text_config(decoder=True).model_type).notes
+
+
+def _method_notes(config: QllmConfig) -> tuple[str, ...]:
+    """How the codes were chosen, where that is more than rounding to nearest."""
+    seen = config.calibration if isinstance(config.calibration, Mapping) else None
+    text = f", calibrated on {seen['source']} ({seen['samples']} x {seen['seqlen']} tokens)" if seen else ""
+    notes = [f"method {config.method}{text}"] if config.method != RTN or seen else []
+    if config.input_scales:
+        notes.append(f"{', '.join(config.input_scales)}: the input is multiplied by a stored vector first")
+    return tuple(notes)
