@@ -238,7 +238,8 @@ def methods() -> str:
         gain, error = float(row["over_rtn"]), float(row["over_rtn_stderr"])
         text = with_error(float(row["over_float"]), float(row["over_float_stderr"]))
         beyond = error > 0 and abs(gain) > 3 * error
-        found.setdefault((row["model"], row["scheme"], row["group"]), {})[row["method"]] = f"**{text}**" if beyond else text
+        cell = f"**{text}**" if beyond else text
+        found.setdefault((row["model"], row["scheme"], row["group"]), {})[row["method"]] = cell
     lines = [[*key, *(cells.get(name, "") for name in names)] for key, cells in found.items()]
     return table(["model", "scheme", "group", *names], lines)
 

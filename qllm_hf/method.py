@@ -134,7 +134,7 @@ def _checked(step: str, options: Options) -> Options:
         value = getattr(options, field.name)
         if field.name in _LIMITS:
             kind, low, high = _LIMITS[field.name]
-            if isinstance(value, bool) or not isinstance(value, kind) or not low <= value <= high:
+            if isinstance(value, bool) or not isinstance(value, kind) or not low <= float(value) <= high:
                 raise ConfigError(f"{step}: {field.name}={value!r}: give a number from {low} to {high}.")
         if isinstance(field.default, bool) and not isinstance(value, bool):
             raise ConfigError(f"{step}: {field.name}={value!r}: give True or False.")

@@ -63,7 +63,7 @@ def pack_modules_(model: nn.Module, plan: Plan, encode: Encode = round_to_neares
         else:
             (entry,) = entries
             packed = _packed_linear(module, entry, device="meta")
-            weight = module.weight.data  # type: ignore[assignment,union-attr]
+            weight = module.weight.data  # type: ignore[assignment]
             matrix = weight.t().contiguous() if packed.transposed else weight
             packed.assign_packed("weight", checked(encode(entry, matrix), entry.name))
             packed.bias = module.bias  # type: ignore[assignment]

@@ -155,11 +155,11 @@ def _forwards(modules: list[nn.Module], replaced: dict[int, Callable[..., Any]])
             modules[index].forward = forward
         yield
     finally:
-        for index, forward in before.items():
-            if forward is None:
+        for index, own in before.items():
+            if own is None:
                 modules[index].__dict__.pop("forward", None)
             else:
-                modules[index].forward = forward
+                modules[index].forward = own
 
 
 def _first(output: Any) -> Tensor:

@@ -207,7 +207,7 @@ def _as_text(item: Item) -> str:
     return item.prompt + item.answer + "\n"
 
 
-def calibration_for(config: Any, name_or_path: str, *, trust_remote_code: bool = False) -> Calibration:
+def calibration_for(config: Any, name_or_path: str | None, *, trust_remote_code: bool = False) -> Calibration:
     """The calibration that a QllmConfig asks for, with its tokenizer or that of the model.
 
     Raises:
@@ -219,7 +219,7 @@ def calibration_for(config: Any, name_or_path: str, *, trust_remote_code: bool =
             f"calibration={config.calibration.get('source')!r}."
         )
     tokenizer = config.tokenizer
-    if tokenizer is None and not isinstance(config.calibration, Tensor | Calibration | type(None)):
+    if tokenizer is None and name_or_path and not isinstance(config.calibration, Tensor | Calibration | type(None)):
         from transformers import AutoTokenizer
 
         try:

@@ -294,7 +294,8 @@ def _shared_modules(model: PreTrainedModel, prefix: str) -> frozenset[str]:
 
 
 def _check_ids(model: PreTrainedModel, ids: Tensor) -> None:
-    vocabulary = model.get_input_embeddings().weight.shape[0]
+    embeddings: Any = model.get_input_embeddings()
+    vocabulary = embeddings.weight.shape[0]
     if int(ids.max()) >= vocabulary or int(ids.min()) < 0:
         raise CalibrationError(
             f"calibration tokens go up to {int(ids.max())}, and the model knows {vocabulary}: they were made with the "
@@ -307,10 +308,25 @@ def _check_ids(model: PreTrainedModel, ids: Tensor) -> None:
         )
 
 
+@contextlib.contextmanager
+def running_as_packed(model: PreTrainedModel) -> Iterator[None]:
+    """As `run_as_packed_`, but only within the block."""
+    configs = {id(m.config): m.config for m in model.modules() if isinstance(m, PreTrainedModel)}.values()
+    before = [(config, dict(config.__dict__)) for config in configs]
+    run_as_packed_(model)
+    try:
+        yield
+    finally:
+        for config, values in before:
+            for key in config.__dict__.keys() - values.keys():
+                del config.__dict__[key]
+            config.__dict__.update(values)
+
+
 def run_as_packed_(model: PreTrainedModel) -> None:
     """Let a float model take the paths of a packed one: Jamba then calls a layer whose matrix it would take itself."""
     for module in model.modules():
         if isinstance(module, PreTrainedModel):
-            module.config._is_quantized = True  # type: ignore[attr-defined]  # as transformers marks what it quantizes
+            module.config._is_quantized = True  # as transformers marks what it quantizes
     for key, value in family(model.config.model_type).config_updates.items():
         setattr(model.config, key, value)

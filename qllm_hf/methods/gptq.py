@@ -168,6 +168,7 @@ def _inverse_factor(second: Tensor, damping: float) -> Tensor:
             torch.cholesky_inverse(factor, out=factor)
             upper, failed = torch.linalg.cholesky_ex(factor, upper=True)
             if not int(failed):
-                return upper.float()
+                result: Tensor = upper.float()
+                return result
         damping *= 10
     raise CalibrationError("the second moments of a layer's inputs cannot be inverted, however much they are damped.")

@@ -166,8 +166,8 @@ def _candidates(
         producer_name = f"{name}.weight"
         if consumers.get(producer_name) is None or consumers[producer_name].kind != "linear" or name in shared:
             continue
-        rows = linear_matrix(block.get_submodule(name)).shape[0]
-        for index in _row_maps(rows, columns, heads):
+        made = linear_matrix(block.get_submodule(name)).shape[0]
+        for index in _row_maps(made, columns, heads):
             yield Pair("linear", producer_name, tuple(group), index)
     module = block.get_submodule(first.module)
     if len(group) == 1 and first.kind == "linear" and isinstance(module, nn.Linear | Conv1D):

@@ -28,7 +28,7 @@ from ..scheme import ALLOWED_BITS, Spec
 from ..uniform import fake_quantize
 from .blocks import Blocks, block_list
 from .calibration import Calibration, calibration_for
-from .engine import run_as_packed_
+from .engine import running_as_packed
 
 BITS = (2, 3, 4, 5, 6, 8)
 BLOCKS = 8
@@ -101,7 +101,24 @@ def measure_sensitivity(
     modules = _modules(model, config)
     walker = Blocks(model, block_list(model, make_plan(model, config)))
     model.eval()
-    run_as_packed_(model)
+    with running_as_packed(model):
+        costs = _measure(model, walker, modules, bits, ids, progress=progress)
+    layers = {name: _choices(entries, costs[name], model) for name, entries in modules.items()}
+    elements = {name: sum(entry.elements for entry in entries) for name, entries in modules.items()}
+    summary = Calibration(ids, calibration.source).summary()
+    return Sensitivity(layers, elements, config.w_group_size, summary)
+
+
+def _measure(
+    model: PreTrainedModel,
+    walker: Blocks,
+    modules: Mapping[str, list[Entry]],
+    bits: tuple[int, ...],
+    ids: Tensor,
+    *,
+    progress: bool,
+) -> dict[str, dict[int, float]]:
+    """{module: {bits: divergence}}: from a module's block on, everything is run again for each of its bit-widths."""
     costs: dict[str, dict[int, float]] = {}
     bar = tqdm(total=len(modules) * len(bits), desc="sensitivity", unit="run", disable=not progress)
     batches = list(ids.split(max(1, 2048 // ids.shape[1])))
@@ -125,10 +142,7 @@ def measure_sensitivity(
     outside = [name for name in modules if name not in costs]
     measure(outside, lambda number: model(input_ids=batches[number], use_cache=False).logits.float())
     bar.close()
-    layers = {name: _choices(entries, costs[name], model) for name, entries in modules.items()}
-    elements = {name: sum(entry.elements for entry in entries) for name, entries in modules.items()}
-    summary = Calibration(ids, calibration.source).summary()
-    return Sensitivity(layers, elements, config.w_group_size, summary)
+    return costs
 
 
 def _modules(model: PreTrainedModel, config: QllmConfig) -> dict[str, list[Entry]]:
