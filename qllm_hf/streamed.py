@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging as python_logging
 import tempfile
-import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,8 +63,10 @@ def offloaded(name_or_path: str, *, dtype: str = "auto", trust_remote_code: bool
     name = block_list(shapes, make_plan(shapes, QllmConfig(w=4)))
     device_map = _device_map(shapes, name)
     bars = logging.is_progress_bar_enabled()
-    with tempfile.TemporaryDirectory(prefix="qllm-offload-") as temporary, warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*meta device.*")
+    with tempfile.TemporaryDirectory(prefix="qllm-offload-") as temporary:
+        told = python_logging.getLogger("accelerate.big_modeling")
+        level = told.level
+        told.setLevel(python_logging.ERROR)  # that blocks are on the meta device is what was asked for
         logging.disable_progress_bar()
         try:
             loaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -77,6 +79,7 @@ def offloaded(name_or_path: str, *, dtype: str = "auto", trust_remote_code: bool
                 output_loading_info=True,
             )
         finally:
+            told.setLevel(level)
             if bars:
                 logging.enable_progress_bar()
         model: PreTrainedModel = loaded[0]

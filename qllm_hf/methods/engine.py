@@ -95,6 +95,8 @@ def calibrate_(
     if work and done:
         blocks.lengths = list(work.notes["lengths"])
         _replay(run, done, scaled)
+    if work:
+        work.begin()
     if not done:
         for batch, ids in enumerate(batches):
             first = blocks.embed(ids)

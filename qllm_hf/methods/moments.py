@@ -172,10 +172,10 @@ class Inputs:
     def _check(self, name: str, x: Tensor) -> None:
         if not bool(torch.isfinite(x).all()):
             kind = "NaN" if bool(torch.isnan(x).any()) else "infinite values"
+            layer = f"{self.prefix}.{name.removesuffix('.weight')}"
             raise CalibrationError(
-                f"the input of {self.prefix}.{name} holds {kind}: no code can be chosen from it. Check the checkpoint "
-                f"and the calibration text, or keep that layer: modules_to_not_convert=['{self.prefix}.{name}'] with "
-                "method='rtn'."
+                f"the input of {layer} holds {kind}: no code can be chosen from it. Check the checkpoint, starting with "
+                "what stands before that layer. method='rtn' looks at weights alone."
             )
 
 

@@ -29,7 +29,7 @@ class Work:
     """A work folder.
 
     Args:
-        folder: is made if it is not there.
+        folder: is made by `begin`.
         identity: what this run is; a folder of another run is refused.
         restart: forget what an earlier run has done.
 
@@ -49,9 +49,6 @@ class Work:
             self._read(path)
         elif folder.exists() and any(folder.iterdir()):
             raise CheckpointError(f"{str(folder)!r} is no work folder of a calibration. Move it away.")
-        folder.mkdir(parents=True, exist_ok=True)
-        if not self.done:  # a run may be stopped before its first block is done, and then any other may begin here
-            self.advance(0, {})
 
     def _read(self, path: Path) -> None:
         try:
@@ -65,6 +62,12 @@ class Work:
                 f"{str(self.folder)!r} holds {self.done} blocks of another run; it differs in {', '.join(different)}. "
                 "Repeat that run's options to go on with it, or begin again with --restart."
             )
+
+    def begin(self) -> None:
+        """Make the folder, if this is the beginning."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if not self.done:  # a run may be stopped before its first block is done: the folder says whose it is
+            self.advance(0, {})
 
     def advance(self, done: int, notes: dict[str, Any]) -> None:
         """Say that the first `done` blocks and the hidden states after them are there."""

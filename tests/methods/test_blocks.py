@@ -117,5 +117,5 @@ def test_the_list_that_holds_the_blocks_is_the_one_with_the_weights():
 
 def test_a_model_without_blocks_is_refused():
     model = nn.Sequential(nn.Linear(4, 4))
-    with pytest.raises(ModelError, match="Sequential has no list of decoder blocks.*method='rtn'"):
+    with pytest.raises(ModelError, match=r"Sequential has no list of decoder blocks.*method='rtn'"):
         block_list(model, make_plan(model, QllmConfig(w=4)))

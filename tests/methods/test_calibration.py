@@ -1,4 +1,4 @@
-"""Calibration text becomes blocks of tokens, the same on every run, and what is no such text is refused in one sentence."""
+"""Calibration text becomes blocks of tokens, the same on every run; what is no such text is refused in one sentence."""
 
 import json
 from itertools import islice
@@ -256,7 +256,7 @@ def test_a_method_without_text_is_refused_before_anything_changes():
 def test_a_model_without_a_tokenizer_needs_one_or_token_ids(tmp_path):
     float_model("llama").save_pretrained(tmp_path)
     config = QllmConfig(w=4, method="gptq", calibration=TEXTS, samples=2, seqlen=16)
-    with pytest.raises(CalibrationError, match="no tokenizer came with.*QllmConfig.tokenizer=.*token ids"):
+    with pytest.raises(CalibrationError, match=r"no tokenizer came with.*QllmConfig.tokenizer=.*token ids"):
         calibration_for(config, str(tmp_path))
     config.tokenizer = chat_tokenizer()
     assert calibration_for(config, str(tmp_path)).ids.shape == (2, 16)
@@ -264,5 +264,5 @@ def test_a_model_without_a_tokenizer_needs_one_or_token_ids(tmp_path):
 
 def test_the_summary_of_an_earlier_run_is_no_text():
     summary = read(TEXTS, chat_tokenizer()).summary()
-    with pytest.raises(ConfigError, match="summary of an earlier run, not text.*calibration='texts'"):
+    with pytest.raises(ConfigError, match=r"summary of an earlier run, not text.*calibration='texts'"):
         quantize_(float_model("llama"), QllmConfig(w=4, method="gptq", calibration=summary))

@@ -256,6 +256,7 @@ def replaced(pair: Pair, producer: str | None = None, rows: Tensor | None = None
     return Pair(pair.kind, producer or pair.producer, pair.consumers, rows)
 
 
+LAST = 128 + torch.arange(64)
 # family, what the pair's producer is called, (another producer, how its rows lie)
 WRONG = {
     "gate for up": ("llama", "mlp.up_proj.weight", "mlp.gate_proj.weight", None),
@@ -264,7 +265,7 @@ WRONG = {
     "interleaved for halves": ("mixtral", "mlp.experts.gate_up_proj", None, 2 * torch.arange(88) + 1),
     "keys for values": ("llama", "self_attn.v_proj.weight", "self_attn.k_proj.weight", None),
     "queries of a fused weight": ("gpt2", "attn.c_attn.weight", None, torch.arange(64)),
-    "the last rows of weights fused by head": ("bloom", "self_attention.query_key_value.weight", None, 128 + torch.arange(64)),
+    "the last rows of weights fused by head": ("gpt_neox", "attention.query_key_value.weight", None, LAST),
     "heads that do not repeat": ("qwen2", "self_attn.v_proj.weight", None, torch.arange(64) % 32),
     "the norm before the attention for that after": ("llama", "post_attention_layernorm", "input_layernorm", None),
 }  # fmt: skip
