@@ -10,6 +10,7 @@ the paired difference. "mixed" has layers of 2 to 8 bits that cost as much as th
 
 from __future__ import annotations
 
+import csv
 import json
 import sys
 from collections.abc import Iterator
@@ -19,7 +20,7 @@ from random import Random
 from typing import Any
 
 import torch
-from machine import write_results
+from machine import RESULTS, machine, write_rows
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -32,7 +33,7 @@ from qllm_hf.scheme import Scheme
 
 SEQLEN, CALIBRATION_BLOCKS, TEST_BLOCKS = 512, 64, 64
 SCHEMES = ("W4", "W3", "W2", "W4A8", "W4A4")
-GROUPS = (32, 64, 128)
+GROUPS = (128, 32, 64)
 METHODS: dict[str, dict[str, Any]] = {
     "rtn": {},
     "awq": {"method": "awq"},
@@ -45,6 +46,17 @@ METHODS: dict[str, dict[str, Any]] = {
 }
 ABILITIES = ("mini_cloze", "mini_arithmetic", "mini_calibration", "mini_ethics", "mini_second_turn", "mini_lines_512")
 ITEMS = 100
+KEYS = (
+    "model",
+    "scheme",
+    "group",
+    "method",
+    "loss",
+    "over_float",
+    "over_float_stderr",
+    "over_rtn",
+    "over_rtn_stderr",
+)
 ACTIVATIONS_ONLY = ("smoothquant auto", "smoothquant+gptq")
 
 
@@ -106,25 +118,32 @@ def uniform_bits(table: dict[str, Any], bits: int) -> float:
     return float(sum(layer["bits"][str(bits)]["size"] for layer in layers) / sum(layer["elements"] for layer in layers))
 
 
-def rows_of(name: str, data: Path, abilities: bool) -> Iterator[dict[str, Any]]:
-    """A row for each scheme, group size and method of one model."""
+def rows_of(name: str, data: Path, abilities: bool, done: set[tuple[str, ...]]) -> Iterator[dict[str, Any]]:
+    """A row for each scheme, group size and method of one model that is not `done`."""
     text, label = text_of(name, data), Path(name).name
     base = losses(load_model(name, dtype="float32").eval(), text.test)
-    yield {"model": label, "scheme": "FP32", "group": "", "method": "", **_loss(base, base, base)}
+    if (label, "FP32", "", "") not in done:
+        yield {"model": label, "scheme": "FP32", "group": "", "method": "", **_loss(base, base, base)}
     for size in GROUPS:
+        wanted = [
+            (scheme, method)
+            for scheme in SCHEMES
+            for method in METHODS
+            if (label, scheme, str(size), method) not in done and (method not in ACTIVATIONS_ONLY or "A" in scheme)
+        ]
+        if not wanted:
+            continue
         model = load_model(name, dtype="float32")
         table = measure_sensitivity(model, w_group_size=size, calibration=text.calibration).to_dict()
-        for scheme in SCHEMES:
-            nearest = base
-            for method in METHODS:
-                if method in ACTIVATIONS_ONLY and "A" not in scheme:
-                    continue
+        for scheme in dict.fromkeys(scheme for scheme, _ in wanted):
+            plain = quantize_(load_model(name, dtype="float32"), config_of(scheme, size, "rtn", text, table))
+            nearest = losses(plain, text.test)
+            for method in [method for other, method in wanted if other == scheme]:
                 model = quantize_(load_model(name, dtype="float32"), config_of(scheme, size, method, text, table))
                 found = losses(model, text.test)
-                nearest = found if method == "rtn" else nearest
                 row = {"model": label, "scheme": scheme, "group": size, "method": method}
                 row |= _loss(found, base, nearest)
-                if abilities and name == "reference" and size == GROUPS[-1]:
+                if abilities and name == "reference" and size == GROUPS[0]:
                     row |= scores(model, name, scheme, method)
                 print(*row.values(), flush=True)
                 yield row
@@ -149,14 +168,18 @@ def scores(model: PreTrainedModel, name: str, scheme: str, method: str) -> dict[
 
 
 def main(data: Path, stories: str, abilities: bool) -> None:
+    # the run takes an hour: the file is whole after every row, and rows that are there are not made again
+    path = RESULTS / "methods.csv"
     rows: list[dict[str, Any]] = []
-    columns: dict[str, None] = {}
+    if path.exists():
+        with path.open(encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+    done = {(row["model"], row["scheme"], row["group"], row["method"]) for row in rows}
     for name in (stories, "reference"):
-        for row in rows_of(name, data, abilities):
-            rows.append(row)
-            columns |= dict.fromkeys(row)
-            # whole after every row: the run takes an hour
-            write_results("methods", [{column: one.get(column, "") for column in columns} for one in rows])
+        for row in rows_of(name, data, abilities, done):
+            rows.append({**row, **machine()})
+            columns = dict.fromkeys([*KEYS, *ABILITIES, *machine()])
+            write_rows("methods", [{column: one.get(column, "") for column in columns} for one in rows])
 
 
 if __name__ == "__main__":

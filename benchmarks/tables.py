@@ -227,6 +227,14 @@ def calibration() -> str:
     return table(header, lines)
 
 
+def invariance() -> str:
+    """Pairs of each family, and how far moving scales moves its logits."""
+    columns = ("family", "norm", "linear", "experts", "input", "left_alone", "max_dlogits", "max_logits")
+    lines = [["" if row[column] == "0" else row[column] for column in columns] for row in rows("invariance")]
+    header = ["model", "norm", "linear", "experts", "input", "left alone", "max change of a logit", "largest logit"]
+    return table(header, lines)
+
+
 def methods() -> str:
     """Loss over the float model by scheme and group, a column for each method."""
     found: dict[tuple[str, str, str], dict[str, str]] = {}
@@ -269,7 +277,12 @@ FILES: dict[Path, dict[str, Callable[[], str]]] = {
         "loading": loading,
     },
     REPO / "docs" / "evaluation.md": {"kv_scores": kv_scores, "evaluation": evaluation, "scores": scores},
-    REPO / "docs" / "methods.md": {"calibration": calibration, "methods": methods, "peers": peers},
+    REPO / "docs" / "methods.md": {
+        "calibration": calibration,
+        "invariance": invariance,
+        "methods": methods,
+        "peers": peers,
+    },
     MODEL / "README.md": {"training": training, "tasks": tasks},
 }
 
