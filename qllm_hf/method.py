@@ -134,7 +134,8 @@ def _checked(step: str, options: Options) -> Options:
         value = getattr(options, field.name)
         if field.name in _LIMITS:
             kind, low, high = _LIMITS[field.name]
-            if isinstance(value, bool) or not isinstance(value, kind) or not low <= float(value) <= high:
+            number: Any = value
+            if isinstance(value, bool) or not isinstance(value, kind) or not low <= number <= high:
                 raise ConfigError(f"{step}: {field.name}={value!r}: give a number from {low} to {high}.")
         if isinstance(field.default, bool) and not isinstance(value, bool):
             raise ConfigError(f"{step}: {field.name}={value!r}: give True or False.")

@@ -14,6 +14,7 @@ from .generate import generate
 from .info import info
 from .quantize import quantize
 from .quickstart import quickstart
+from .stats import stats
 from .tasks import tasks
 
 app = typer.Typer(
@@ -24,7 +25,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (quickstart, quantize, generate, evaluate, tasks, info, env):
+for command in (quickstart, quantize, generate, evaluate, stats, tasks, info, env):
     app.command()(command)
 
 
@@ -49,6 +50,7 @@ def _program(
       qllm-hf generate model-w4kv8 "Once upon a time"
       qllm-hf evaluate model-w4kv8 --tasks mini
       qllm-hf info model-w4kv8
+      qllm-hf stats path/to/model --calibration text.jsonl
     """
 
 

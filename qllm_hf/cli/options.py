@@ -87,7 +87,7 @@ def make_config(
         UsageError: an override without '=', or options that need a scheme.
         SchemeError, ConfigError: values that cannot be.
     """
-    given = {key: value for key, value in options.items() if value not in (None, False)}
+    given = {key: value for key, value in options.items() if value is not None and value is not False}
     if scheme is None:
         if keep or override or given:
             raise UsageError(

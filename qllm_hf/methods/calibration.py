@@ -233,3 +233,18 @@ def calibration_for(config: Any, name_or_path: str | None, *, trust_remote_code:
                 "QllmConfig(tokenizer=...), or token ids as calibration."
             ) from None
     return read_calibration(config.calibration, tokenizer, samples=config.samples, seqlen=config.seqlen)
+
+
+def check_fits(model: Any, calibration: Calibration) -> None:
+    """Raises CalibrationError if a model cannot read the tokens: another vocabulary, or blocks that are too long."""
+    ids, vocabulary = calibration.ids, model.get_input_embeddings().weight.shape[0]
+    if int(ids.max()) >= vocabulary or int(ids.min()) < 0:
+        raise CalibrationError(
+            f"calibration tokens go up to {int(ids.max())}, and the model knows {vocabulary}: they were made with the "
+            "tokenizer of another model."
+        )
+    longest = getattr(model.config, "max_position_embeddings", None)
+    if isinstance(longest, int) and ids.shape[1] > longest:
+        raise CalibrationError(
+            f"blocks of {ids.shape[1]} tokens, and the model reads {longest}. Give seqlen={longest} or less."
+        )

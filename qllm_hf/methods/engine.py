@@ -24,7 +24,6 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from ..config import QllmConfig
-from ..errors import CalibrationError
 from ..families import family
 from ..method import AWQ, GPTQ, SMOOTHQUANT, AwqOptions, GptqOptions, options_of, scaling_of
 from ..packed import PackedTensor
@@ -32,7 +31,7 @@ from ..patterns import first_match
 from ..plan import Entry, Plan, make_plan
 from ..surgery import pack_modules_, replace_modules_
 from .blocks import Blocks
-from .calibration import Calibration
+from .calibration import Calibration, check_fits
 from .heads import heads_of
 from .memory import give_back
 from .moments import SAMPLE, Inputs, Moments, keeping, watching
@@ -81,7 +80,7 @@ def calibrate_(
         CalibrationError: the text is no use for this model, or activations are not finite.
         ModelError: a block cannot be run on its own, or a weight is not finite.
     """
-    _check_ids(model, calibration.ids)
+    check_fits(model, calibration)
     plan = make_plan(model, config)
     size = max(1, BATCH_TOKENS // calibration.ids.shape[1])
     batches = list(calibration.ids.split(size))
@@ -235,8 +234,10 @@ class Encoder:
     ) -> PackedTensor:
         assert entry.weight is not None
         give_back()
+        # with fewer tokens than columns (a rare expert), what is made up for on them is lost on all others
+        gptq = self.gptq if moments is not None and moments.count >= matrix.shape[1] else None
         used_up = not any(other is moments for other in self.inputs.moments.values())
-        return encode(matrix.float(), moments, entry.weight, dtype, gptq=self.gptq, clip=clip, used_up=used_up)
+        return encode(matrix.float(), moments, entry.weight, dtype, gptq=gptq, clip=clip, used_up=used_up)
 
 
 # AWQ's own list: what feeds the product of queries and keys is not clipped.
@@ -293,21 +294,6 @@ def _shared_modules(model: PreTrainedModel, prefix: str) -> frozenset[str]:
     return frozenset(
         name.removeprefix(f"{prefix}.").rpartition(".")[0] for name in names if name.startswith(f"{prefix}.")
     )
-
-
-def _check_ids(model: PreTrainedModel, ids: Tensor) -> None:
-    embeddings: Any = model.get_input_embeddings()
-    vocabulary = embeddings.weight.shape[0]
-    if int(ids.max()) >= vocabulary or int(ids.min()) < 0:
-        raise CalibrationError(
-            f"calibration tokens go up to {int(ids.max())}, and the model knows {vocabulary}: they were made with the "
-            "tokenizer of another model."
-        )
-    longest = getattr(model.config, "max_position_embeddings", None)
-    if isinstance(longest, int) and ids.shape[1] > longest:
-        raise CalibrationError(
-            f"blocks of {ids.shape[1]} tokens, and the model reads {longest}. Give seqlen={longest} or less."
-        )
 
 
 @contextlib.contextmanager

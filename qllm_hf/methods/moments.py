@@ -174,8 +174,8 @@ class Inputs:
             kind = "NaN" if bool(torch.isnan(x).any()) else "infinite values"
             layer = f"{self.prefix}.{name.removesuffix('.weight')}"
             raise CalibrationError(
-                f"the input of {layer} holds {kind}: no code can be chosen from it. Check the checkpoint, starting with "
-                "what stands before that layer. method='rtn' looks at weights alone."
+                f"the input of {layer} holds {kind}: no code can be chosen from it. Check the checkpoint, "
+                "starting with what stands before that layer. method='rtn' looks at weights alone."
             )
 
 

@@ -13,6 +13,7 @@ from ..uniform import affine_params, choose_codes, group, ungroup
 from .gptq import PIECE, Gptq, toward_float
 from .moments import Moments
 
+_LEAST_WEIGHT = 0.01
 _PIECE = 2**22
 """Elements that the search for ranges looks at in one go."""
 
@@ -81,6 +82,8 @@ def search_limits(matrix: Tensor, second: Tensor, spec: Spec, steps: int, least:
     rows = matrix.shape[0]
     size = group(matrix[:1], spec).shape[-1]
     blocks = _diagonal_blocks(second, size)
+    # a channel that was never seen must not look as if clipping it cost nothing
+    blocks.diagonal(dim1=1, dim2=2).add_(_LEAST_WEIGHT * second.diagonal().mean())
     step = max(1, _PIECE // max(matrix.shape[1], 1))
     return torch.cat(
         [_limits(group(matrix[i : i + step], spec), blocks, spec, steps, least) for i in range(0, rows, step)]

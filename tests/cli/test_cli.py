@@ -18,7 +18,7 @@ from qllm_hf.cli.main import app
 from qllm_hf.cli.output import answering
 from qllm_hf.errors import QllmWarning, SchemeError
 
-VERBS = ("quickstart", "quantize", "generate", "info", "env")
+VERBS = ("quickstart", "quantize", "generate", "stats", "info", "env")
 PROMPT = "Once upon a time"
 
 

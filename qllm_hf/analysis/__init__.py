@@ -1,0 +1,1 @@
+"""What the tensors of a model look like, and which bits they bear."""
