@@ -72,7 +72,7 @@ def result_of(process: subprocess.Popen[str]) -> dict[str, Any]:
     return found
 
 
-def kill_when_half_done(process: subprocess.Popen[str], progress: Path) -> tuple[int, float]:
+def kill_when_half_done(process: subprocess.Popen[str], progress: Path, layers: int) -> tuple[int, float]:
     """Blocks that were done, and seconds that had passed, when the process was killed."""
     begin = time.perf_counter()
     while True:
@@ -80,7 +80,7 @@ def kill_when_half_done(process: subprocess.Popen[str], progress: Path) -> tuple
         if process.poll() is not None:
             raise RuntimeError("the run ended before it could be killed")
         done = json.loads(progress.read_text())["done"] if progress.exists() else 0
-        if done >= SHAPE["num_hidden_layers"] // 2:
+        if done >= layers // 2:
             os.kill(process.pid, signal.SIGKILL)
             process.wait()
             return done, time.perf_counter() - begin
@@ -99,6 +99,7 @@ def main() -> None:
     parser.add_argument("--method", default="gptq")
     parser.add_argument("--samples", type=int, default=8)
     parser.add_argument("--seqlen", type=int, default=512)
+    parser.add_argument("--layers", type=int, default=SHAPE["num_hidden_layers"], help="fewer than the real model has")
     parser.add_argument("--keep", type=Path, help="folder for the float checkpoint, to use it again")
     parser.add_argument("--run", nargs=5, help=argparse.SUPPRESS)
     given = parser.parse_args()
@@ -110,13 +111,15 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = given.keep or Path(temporary) / "float"
         if not (folder / "config.json").exists():
-            make_checkpoint(folder, SHAPE, "500MB")
+            make_checkpoint(folder, {**SHAPE, "num_hidden_layers": given.layers}, "500MB")
         rest = [given.method, str(given.samples), str(given.seqlen)]
         whole, killed = Path(temporary) / "whole", Path(temporary) / "killed"
         block = 4 * _block_elements() / MB
         undisturbed = result_of(start([str(folder), str(whole), *rest]))
         first = start([str(folder), str(killed), *rest])
-        done, before = kill_when_half_done(first, Path(temporary) / ".killed.calibration" / "progress.json")
+        done, before = kill_when_half_done(
+            first, Path(temporary) / ".killed.calibration" / "progress.json", given.layers
+        )
         resumed = result_of(start([str(folder), str(killed), *rest]))
         same = digest(whole) == digest(killed)
         for name, result in (("undisturbed", undisturbed), ("resumed", resumed)):
@@ -124,6 +127,7 @@ def main() -> None:
             rows.append(
                 {
                     "run": name,
+                    "layers": given.layers,
                     "scheme": SCHEME,
                     "method": given.method,
                     "samples": given.samples,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import fields, replace
@@ -16,7 +17,7 @@ from .budget import Choice, allocate
 from .errors import CalibrationError, CheckpointError, ConfigError, SchemeError, did_you_mean
 from .method import AWQ, RTN, check_method, options_of
 from .patterns import first_match
-from .scheme import FLOAT_BITS, Scheme
+from .scheme import ALLOWED_BITS, FLOAT_BITS, Scheme
 
 QUANT_METHOD = "qllm"
 FORMAT = 1
@@ -39,6 +40,8 @@ OTHER_KEYS = (
 # For the moment of quantizing only: what came of them is in `calibration`, `overrides` and the weights.
 TRANSIENT_KEYS = ("samples", "seqlen", "tokenizer", "bits_per_weight")
 SAMPLES, SEQLEN = 128, 512
+BUDGET_W = 4
+"""Bits of weights until a budget has been spent: any but 16, with which none would be quantized."""
 SENSITIVITY_FORMAT = 1
 """Version of a sensitivity table."""
 # Words that other libraries use for the same thing.
@@ -152,8 +155,10 @@ class QllmConfig(QuantizationConfigMixin):
         self.quant_method = QUANT_METHOD
         _check_others(others)
         self.format = others.get("format", FORMAT)
+        w = BUDGET_W if w is UNSET and bits_per_weight is not None else w
         values = dict(zip(SCHEME_KEYS, (w, a, kv, w_group_size, kv_group_size, w_symmetric, a_symmetric, kv_symmetric,
                                         paper_exact), strict=True))  # fmt: skip
+        self._budgeted: dict[str, tuple[int, int]] = {}
         self._given = tuple(key for key, value in values.items() if value is not UNSET)
         given: dict[str, Any] = {key: value for key, value in values.items() if value is not UNSET}
         scheme = Scheme(**given)
@@ -174,6 +179,10 @@ class QllmConfig(QuantizationConfigMixin):
                 raise ConfigError(f"{name}={value!r}: give a positive number.")
         self.samples, self.seqlen, self.tokenizer = samples, seqlen, tokenizer
         self.bits_per_weight = _budget(bits_per_weight)
+        if self.bits_per_weight is not None and self.w == FLOAT_BITS:
+            raise ConfigError(
+                f"bits_per_weight={bits_per_weight!r} with w=16: it is the budget of quantized weights. Leave w out."
+            )
 
     @classmethod
     def from_scheme(cls, scheme: str | Scheme, **options: Any) -> QllmConfig:
@@ -197,12 +206,13 @@ class QllmConfig(QuantizationConfigMixin):
         Args:
             sensitivity: a table of `measure_sensitivity(...).to_dict()`, or a JSON file of it. Without one, it is
                 measured on `calibration` when the float model is loaded.
-            options: those of QllmConfig. Layers that `overrides` names keep the bits it gives them.
+            options: those of QllmConfig. Layers that `overrides` or `modules_to_not_convert` names are outside of the
+                budget.
 
         Raises:
             ConfigError: the budget is less than the lowest bits cost, or the table is none.
         """
-        config = cls(**{"w": 4, **options}, bits_per_weight=bits_per_weight)
+        config = cls(bits_per_weight=bits_per_weight, **options)
         if sensitivity is not None:
             config.spend(read_table(sensitivity))
         return config
@@ -211,27 +221,58 @@ class QllmConfig(QuantizationConfigMixin):
         """Choose each layer's bits by a sensitivity table, so that they meet `bits_per_weight`; which is then None.
 
         Raises:
-            ConfigError: the budget is less than the lowest bits cost, or the table is of another group size.
+            ConfigError: the budget is less than the lowest bits cost, the table is of another group size or symmetry,
+                or it has no layer to choose for.
         """
         assert self.bits_per_weight is not None
-        if table["group_size"] != self.w_group_size:
-            raise ConfigError(
-                f"the sensitivity table is for w_group_size={table['group_size']}, and this config has "
-                f"{self.w_group_size}. Measure again, or give w_group_size={table['group_size']}."
-            )
+        for key, option in (("group_size", "w_group_size"), ("symmetric", "w_symmetric")):
+            if table[key] != getattr(self, option):
+                raise ConfigError(
+                    f"the sensitivity table is for {option}={table[key]}, and this config has "
+                    f"{getattr(self, option)}. Measure again, or give {option}={table[key]}."
+                )
+        outside = (*(self.overrides or ()), *(self.modules_to_not_convert or ()))
         layers = {
             name: tuple(Choice(int(bits), value["size"], value["kl"]) for bits, value in layer["bits"].items())
             for name, layer in table["layers"].items()
-            if not first_match(name, self.overrides or {})
+            if not first_match(name, outside)
         }
+        if not layers:
+            raise ConfigError("overrides and modules_to_not_convert leave no layer for bits_per_weight to choose.")
         elements = sum(table["layers"][name]["elements"] for name in layers)
         chosen = allocate(layers, self.bits_per_weight * elements, elements)
         common = Counter(chosen.values()).most_common(1)[0][0]
         inputs = f"A{self.a}" if self.a != FLOAT_BITS else ""
         mixed = {name: f"W{bits}{inputs}" for name, bits in chosen.items() if bits != common}
         self.w, self.overrides = common, {**(self.overrides or {}), **mixed} or None
+        sizes = {name: next(c.size for c in layers[name] if c.bits == bits) for name, bits in chosen.items()}
+        self._budgeted = {name: (table["layers"][name]["elements"], size) for name, size in sizes.items()}
         self._given = (*self._given, "w")
         self.bits_per_weight = None
+
+    def check_budgeted(self, found: Mapping[str, tuple[int, int]]) -> None:
+        """Raises ConfigError if a sensitivity table chose bits and the model is not the one that it was measured on.
+
+        Args:
+            found: quantized layer -> (its number of weights, its stored bits).
+        """
+        if not self._budgeted:
+            return
+        free = [name for name in found if name in self._budgeted or not first_match(name, self.overrides or {})]
+        elements = {name: count for name, (count, _) in self._budgeted.items()}
+        for name in (*self._budgeted, *free):
+            if name not in found or elements.get(name) != found[name][0]:
+                there, here = elements.get(name, "no"), found[name][0] if name in found else "no"
+                raise ConfigError(
+                    f"the sensitivity table is of another model: it knows {there} weights of {name!r} that are to be "
+                    f"quantized, and this model has {here}. Measure this model with these options."
+                )
+        promised, taken = (sum(sizes[name][1] for name in free) for sizes in (self._budgeted, found))
+        if taken > promised:
+            raise ConfigError(
+                f"by the sensitivity table, the chosen bits take {promised} bits in memory, and in this model {taken}: "
+                "its scales have a wider dtype than those of the model that was measured. Measure it as it is here."
+            )
 
     @property
     def scheme(self) -> Scheme:
@@ -335,17 +376,27 @@ def read_table(source: Mapping[str, Any] | str | Path) -> Mapping[str, Any]:
             f"this is no sensitivity table of format {SENSITIVITY_FORMAT} (format: {form!r}). Make one with "
             "qllm_hf.measure_sensitivity(model, calibration=...).to_dict()."
         )
-    try:
-        for layer in table["layers"].values():
-            assert isinstance(layer["elements"], int)
-            for bits, value in layer["bits"].items():
-                Choice(int(bits), value["size"] + 0, value["kl"] + 0.0)
-        assert table["layers"]
-        assert isinstance(table["group_size"], int)
-    except (KeyError, TypeError, ValueError, AttributeError, AssertionError) as error:
-        raise ConfigError(f"the sensitivity table is damaged ({type(error).__name__}: {error}).") from None
+    layers, group_size, symmetric = (table.get(key) for key in ("layers", "group_size", "symmetric"))
+    if not isinstance(group_size, int) or not isinstance(symmetric, bool) or not isinstance(layers, Mapping):
+        raise ConfigError("the sensitivity table is damaged: it lacks layers, group_size or symmetric. Measure again.")
+    damaged = next((name for name, layer in layers.items() if not _is_measured(layer)), None)
+    if damaged is not None or not layers:
+        where = f"at layer {damaged!r}" if layers else "it has no layers"
+        raise ConfigError(f"the sensitivity table is damaged: {where}. Measure again.")
     checked: Mapping[str, Any] = table
     return checked
+
+
+def _is_measured(layer: Any) -> bool:
+    """Whether this is what a sensitivity table says of a layer: its elements, and size and cost of each bit-width."""
+    try:
+        sizes = [layer["elements"], *(value["size"] for value in layer["bits"].values())]
+        costs = [value["kl"] for value in layer["bits"].values()]
+        widths = {int(bits) for bits in layer["bits"]}
+        sound = all(isinstance(size, int) and size > 0 for size in sizes) and all(map(math.isfinite, costs))
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return False
+    return sound and bool(widths) and widths <= set(ALLOWED_BITS)
 
 
 def _check_others(others: dict[str, Any]) -> None:

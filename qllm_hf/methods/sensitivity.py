@@ -9,8 +9,11 @@ which is right to first order only: that is why the sum is a means of choosing, 
 from __future__ import annotations
 
 import contextlib
+import copy
+import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,14 +23,14 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from ..budget import Choice
-from ..config import SENSITIVITY_FORMAT, QllmConfig
-from ..errors import ConfigError
+from ..config import BUDGET_W, SENSITIVITY_FORMAT, QllmConfig, read_table
+from ..errors import CalibrationError, ConfigError, ModelError
 from ..patterns import first_match
 from ..plan import Entry, make_plan
-from ..scheme import ALLOWED_BITS, Spec
+from ..scheme import ALLOWED_BITS, FLOAT_BITS, PER_TENSOR, Spec
 from ..uniform import fake_quantize
 from .blocks import Blocks, block_list
-from .calibration import Calibration, calibration_for
+from .calibration import Calibration, calibration_for, check_fits
 from .engine import running_as_packed
 
 BITS = (2, 3, 4, 5, 6, 8)
@@ -40,15 +43,17 @@ class Sensitivity:
     """What was measured, for one model and one way of grouping.
 
     Attributes:
-        layers: name of a module -> (stored bits and cost of each bit-width).
+        layers: name of a module -> (stored bits and cost of each bit-width). One that a module cannot bear, because
+            the model then computes no finite numbers, is left out.
         elements: name of a module -> number of its weights.
-        group_size: of the weights.
+        group_size, symmetric: of the weights.
         calibration: what was read, as in a saved config.
     """
 
     layers: Mapping[str, tuple[Choice, ...]]
     elements: Mapping[str, int]
     group_size: int
+    symmetric: bool
     calibration: Mapping[str, Any]
 
     def to_dict(self) -> dict[str, Any]:
@@ -60,13 +65,28 @@ class Sensitivity:
             }
             for name, choices in self.layers.items()
         }
-        calibration = dict(self.calibration)
         return {
             "format": SENSITIVITY_FORMAT,
             "group_size": self.group_size,
-            "calibration": calibration,
+            "symmetric": self.symmetric,
+            "calibration": dict(self.calibration),
             "layers": layers,
         }
+
+    @classmethod
+    def from_dict(cls, source: Mapping[str, Any] | str | Path) -> Sensitivity:
+        """What `to_dict` or a JSON file of it holds.
+
+        Raises:
+            ConfigError: it is no table of this format, or damaged.
+        """
+        table = read_table(source)
+        layers = {
+            name: tuple(Choice(int(bits), value["size"], value["kl"]) for bits, value in layer["bits"].items())
+            for name, layer in table["layers"].items()
+        }
+        elements = {name: layer["elements"] for name, layer in table["layers"].items()}
+        return cls(layers, elements, table["group_size"], table["symmetric"], table.get("calibration", {}))
 
 
 @torch.no_grad()
@@ -81,7 +101,8 @@ def measure_sensitivity(
 ) -> Sensitivity:
     """The divergence, in nats per token, that each layer's rounding to each of `bits` causes on its own.
 
-    The weights are put back bit for bit.
+    The weights are put back bit for bit. Sizes are those of the model's dtype, in which scales are stored: measure it
+    in the one that it will be quantized in.
 
     Args:
         model: a float model in memory.
@@ -91,22 +112,55 @@ def measure_sensitivity(
     Raises:
         CalibrationError: the config has no calibration text, or none that helps.
         ConfigError: bit-widths that cannot be.
+        ModelError: no layer is left to measure, or one bears none of the bit-widths.
     """
-    config = config if config is not None else QllmConfig(w=4, bits_per_weight=4.0, **options)
+    config = config if config is not None else QllmConfig(bits_per_weight=float(FLOAT_BITS), **options)
     if not bits or not set(bits) <= set(ALLOWED_BITS):
         raise ConfigError(f"bits={bits!r}: give bit-widths from {ALLOWED_BITS[0]} to {ALLOWED_BITS[-1]}.")
     config.check_ready()
-    calibration = calibration_for(config, model.config._name_or_path or model.name_or_path)
-    ids = calibration.ids[:blocks]
+    if config.w == FLOAT_BITS:
+        config = copy.copy(config)
+        config.w = BUDGET_W  # any bits will do: the plan only has to name the layers
     modules = _modules(model, config)
+    if not modules:
+        raise ModelError("no layer's bits are left to choose: all are kept in floating point, or overridden.")
+    calibration = calibration_for(config, model.config._name_or_path or model.name_or_path)
+    check_fits(model, calibration)
+    ids = calibration.ids[:blocks]
     walker = Blocks(model, block_list(model, make_plan(model, config)))
+    training = model.training
     model.eval()
-    with running_as_packed(model):
-        costs = _measure(model, walker, modules, bits, ids, progress=progress)
-    layers = {name: _choices(entries, costs[name], model) for name, entries in modules.items()}
+    try:
+        with running_as_packed(model):
+            costs = _measure(model, walker, modules, bits, ids, progress=progress)
+    finally:
+        model.train(training)
+    layers = {name: _choices(model, entries, costs[name]) for name, entries in modules.items()}
+    if unbearable := [name for name, choices in layers.items() if not choices]:
+        raise ModelError(
+            f"with {unbearable[0]} at any of {', '.join(map(str, bits))} bits, the model computes no finite numbers. "
+            "Measure it in a wider dtype, or keep that layer in modules_to_not_convert."
+        )
     elements = {name: sum(entry.elements for entry in entries) for name, entries in modules.items()}
     summary = Calibration(ids, calibration.source).summary()
-    return Sensitivity(layers, elements, config.w_group_size, summary)
+    return Sensitivity(layers, elements, config.w_group_size, config.w_symmetric, summary)
+
+
+def stored(model: PreTrainedModel, entries: list[Entry], bits: int | None = None) -> tuple[int, int]:
+    """Number of weights of a module that is still in floating point, and the bits that they take when packed.
+
+    Args:
+        bits: of each weight; by default what the plan says.
+    """
+    size = 0.0
+    for entry in entries:
+        spec, length = _spec(entry, bits), entry.shape[-1]
+        scale_bits = 8 * model.get_parameter(entry.name).element_size()
+        size += spec.row_bits(length, scale_bits) * (entry.elements // length)
+        if spec.group_size == PER_TENSOR:
+            matrices = entry.elements // (entry.shape[-2] * length)
+            size += matrices * (scale_bits + (0 if spec.symmetric else 8))
+    return sum(entry.elements for entry in entries), round(size)
 
 
 def _measure(
@@ -126,6 +180,11 @@ def _measure(
     batches = [batch.to(device) for batch in batches]
     hidden = [_own_dtype(model, walker.embed(batch)) for batch in batches]
     targets = [F.log_softmax(walker.finish(0, *pair), -1) for pair in zip(batches, hidden, strict=True)]
+    if not all(bool(torch.isfinite(target).all()) for target in targets):
+        raise CalibrationError(
+            "the float model's own predictions of the calibration text are not finite. Check the checkpoint, or load "
+            "it with dtype=torch.float32."
+        )
 
     def measure(names: list[str], logits: Callable[[int], Tensor]) -> None:
         for name in names:
@@ -151,21 +210,14 @@ def _modules(model: PreTrainedModel, config: QllmConfig) -> dict[str, list[Entry
     return {name: entries for name, entries in plain.modules().items() if not first_match(name, config.overrides or {})}
 
 
-def _choices(entries: list[Entry], costs: Mapping[int, float], model: PreTrainedModel) -> tuple[Choice, ...]:
-    found = []
-    for width, cost in costs.items():
-        size = 0.0
-        for entry in entries:
-            spec, length = _spec(entry, width), entry.shape[-1]
-            scale_bits = 8 * model.get_parameter(entry.name).element_size()
-            size += spec.row_bits(length, scale_bits) * (entry.elements // length)
-        found.append(Choice(width, round(size), cost))
-    return tuple(found)
+def _choices(model: PreTrainedModel, entries: list[Entry], costs: Mapping[int, float]) -> tuple[Choice, ...]:
+    finite = {width: cost for width, cost in costs.items() if math.isfinite(cost)}
+    return tuple(Choice(width, stored(model, entries, width)[1], cost) for width, cost in finite.items())
 
 
-def _spec(entry: Entry, bits: int) -> Spec:
+def _spec(entry: Entry, bits: int | None) -> Spec:
     assert entry.weight is not None
-    return Spec(bits, entry.weight.group_size, entry.weight.symmetric, entry.weight.paper_exact)
+    return entry.weight if bits is None else replace(entry.weight, bits=bits)
 
 
 @contextlib.contextmanager
