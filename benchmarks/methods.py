@@ -44,7 +44,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "smoothquant+gptq": {"method": "smoothquant+gptq"},
     "mixed": {"method": "gptq"},
 }
-ABILITIES = ("mini_cloze", "mini_arithmetic", "mini_calibration", "mini_ethics", "mini_second_turn", "mini_lines_512")
+ABILITIES = ("mini_cloze", "mini_arithmetic", "mini_second_turn")
 ITEMS = 100
 KEYS = (
     "model",
@@ -133,8 +133,10 @@ def rows_of(name: str, data: Path, abilities: bool, done: set[tuple[str, ...]]) 
         ]
         if not wanted:
             continue
-        model = load_model(name, dtype="float32")
-        table = measure_sensitivity(model, w_group_size=size, calibration=text.calibration).to_dict()
+        table: dict[str, Any] = {}
+        if "mixed" in (method for _, method in wanted):
+            model = load_model(name, dtype="float32")
+            table = measure_sensitivity(model, w_group_size=size, calibration=text.calibration).to_dict()
         for scheme in dict.fromkeys(scheme for scheme, _ in wanted):
             plain = quantize_(load_model(name, dtype="float32"), config_of(scheme, size, "rtn", text, table))
             nearest = losses(plain, text.test)

@@ -216,14 +216,14 @@ def calibration() -> str:
             seconds = f"{float(row['seconds_before_kill']):.0f} + {seconds}"
         lines.append(
             [
-                row["run"],
+                row["layers"],
+                row["run"] + (f" after {row['blocks_before_kill']} blocks" if row["run"] == "resumed" else ""),
                 *(f"{float(row[key]):.0f}" for key in ("peak_calibrating_mb", "peak_mb", "limit_mb")),
                 f"{float(row['packed_model_mb']):.0f} + {float(row['float32_block_mb']):.0f}",
                 seconds,
-                "yes" if row["same_files"] == "True" else "NO",
             ]
         )
-    header = ["run", "peak while calibrating, MB", "peak, MB", "limit", "packed model + block", "s", "same bytes saved"]
+    header = ["blocks", "run", "peak while calibrating, MB", "peak, MB", "limit", "packed model + block", "s"]
     return table(header, lines)
 
 
@@ -253,18 +253,17 @@ def methods() -> str:
 
 
 def peers() -> str:
-    """Loss over the float model of each library."""
-    found: dict[tuple[str, str, str], dict[str, str]] = {}
-    names: dict[str, None] = {}
+    """Loss over the float model of each library, and what a library says where it cannot."""
+    columns = dict.fromkeys((row["model"], row["scheme"], row["group_size"]) for row in rows("methods_peers"))
+    found: dict[tuple[str, str], dict[tuple[str, str, str], str]] = {}
     for row in rows("methods_peers"):
-        name = f"{row['library']} {row['method']}".strip()
-        if not row["over_float"]:
-            continue
-        names[name] = None
-        text = with_error(float(row["over_float"]), float(row["over_float_stderr"]))
-        found.setdefault((row["model"], row["scheme"], row["group"]), {})[name] = text
-    lines = [[*key, *(cells.get(name, "") for name in names)] for key, cells in found.items()]
-    return table(["model", "scheme", "group", *names], lines)
+        value = "cannot"
+        if row["difference"]:
+            value = with_error(float(row["difference"]), float(row["stderr"]))
+        key = (row["model"], row["scheme"], row["group_size"])
+        found.setdefault((f"{row['library']} {row['version']}".strip(), row["method"]), {})[key] = value
+    lines = [[*name, *(cells.get(column, "") for column in columns)] for name, cells in found.items()]
+    return table(["library", "method", *(f"{scheme} g{size}" for _, scheme, size in columns)], lines)
 
 
 FILES: dict[Path, dict[str, Callable[[], str]]] = {
