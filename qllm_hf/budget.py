@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 
 from .errors import ConfigError
 
-LIMIT = 20_000
-"""Allocations of the layers so far that are followed at most."""
+FEW, LIMIT = 200, 20_000
+"""Allocations of the layers so far that are followed at most, in a first and in the last search."""
 _ROUNDING = 1e-9
 """Relative: what differs by less is the same number, summed in another order."""
 
@@ -70,7 +70,8 @@ def allocate(layers: Mapping[str, tuple[Choice, ...]], budget: float, elements: 
         )
     price, chosen = _priced(size, cost, room)
     chosen = _filled(size, cost, chosen, room)
-    chosen = _filled(size, cost, _improved(size, cost, chosen, room, price), room)
+    for limit in (FEW, LIMIT):  # a quick search first: the better the known allocation, the fewer are left to look at
+        chosen = _filled(size, cost, _improved(size, cost, chosen, room, price, limit), room)
     return {name: options[index].bits for name, options, index in zip(layers, padded, chosen, strict=True)}
 
 
@@ -121,7 +122,7 @@ def _filled(size: Ints, cost: Floats, chosen: Ints, room: int) -> Ints:
         chosen[row] = option
 
 
-def _improved(size: Ints, cost: Floats, chosen: Ints, room: int, price: float) -> Ints:
+def _improved(size: Ints, cost: Floats, chosen: Ints, room: int, price: float, limit: int) -> Ints:
     """The best options [N] that fit, given good ones and the price at which they were found."""
     rows = np.arange(len(size))
     worst = float(cost[rows, chosen].sum())
@@ -150,8 +151,8 @@ def _improved(size: Ints, cost: Floats, chosen: Ints, room: int, price: float) -
         least_before = np.minimum.accumulate(np.append(np.inf, costs[kept]))[:-1]
         kept = kept[costs[kept] < least_before]
         kept = kept[np.append(np.diff(sizes[kept]) > 0, True)[: len(kept)]]
-        if len(kept) > LIMIT:
-            kept = kept[np.sort(np.argpartition(dearers[kept], LIMIT)[:LIMIT])]
+        if len(kept) > limit:
+            kept = kept[np.sort(np.argpartition(dearers[kept], limit)[:limit])]
         if not len(kept):
             return chosen
         steps.append((kept % len(used), options[kept // len(used)]))

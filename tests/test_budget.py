@@ -2,7 +2,6 @@
 
 import itertools
 import math
-import time
 from random import Random
 
 import numpy as np
@@ -138,23 +137,21 @@ def large() -> dict[str, tuple[Choice, ...]]:
     return layers
 
 
-def test_a_large_model_takes_seconds_and_leaves_nothing_of_its_budget():
+def test_a_large_model_leaves_nothing_of_its_budget():
     layers = large()
     elements = sum(choices[0].size // 2 for choices in layers.values())
-    begin = time.perf_counter()
     chosen = allocate(layers, 3.3 * elements, elements)
-    seconds = time.perf_counter() - begin
     assert 3.2999 < total(layers, chosen, "size") / elements <= 3.3
-    assert seconds < 10  # 1 on an idle machine
 
 
 def test_a_few_of_the_best_allocations_are_followed_where_all_are_too_many(monkeypatch):
     layers = large()
     elements = sum(choices[0].size // 2 for choices in layers.values())
     costs = []
-    for limit in (1, 100, 2000, module.LIMIT):
+    for few, limit in ((1, 1), (20, 20), (module.FEW, module.LIMIT)):
+        monkeypatch.setattr(module, "FEW", few)
         monkeypatch.setattr(module, "LIMIT", limit)
         chosen = allocate(layers, 3.3 * elements, elements)
         assert total(layers, chosen, "size") <= 3.3 * elements
         costs.append(total(layers, chosen, "cost"))
-    assert costs[3] <= costs[2] <= costs[1] < costs[0] < 1.01 * costs[3]
+    assert costs[2] <= costs[1] < 1.0001 * costs[2] < costs[0] < 1.02 * costs[2]

@@ -13,6 +13,7 @@ from qllm_hf.methods.blocks import Blocks, block_list
 from qllm_hf.methods.engine import run_as_packed_
 from qllm_hf.plan import make_plan
 
+pytestmark = pytest.mark.oldest
 _one_thread = pytest.fixture(autouse=True, scope="module")(on_one_thread)
 families = pytest.mark.parametrize("name", MODELS)
 

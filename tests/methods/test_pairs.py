@@ -17,6 +17,7 @@ from qllm_hf.methods.pairs import find_pairs
 from qllm_hf.methods.scales import Pair, adds_one, applied, apply_scale, linear_matrix, scale_input
 from qllm_hf.plan import make_plan
 
+pytestmark = pytest.mark.oldest
 _one_thread = pytest.fixture(autouse=True, scope="module")(on_one_thread)
 families = pytest.mark.parametrize("name", MODELS)
 
