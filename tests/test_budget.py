@@ -117,6 +117,12 @@ def test_of_two_choices_of_one_size_the_better_one_is_taken():
     assert allocate({"a": words, "b": words[::-1]}, 47, 2) == {"a": 3, "b": 3}
 
 
+def test_room_that_helps_no_layer_is_still_used():
+    pairs = {"a": (8, 10.0, 0.0), "b": (6, 7.0, 0.0), "c": (6, 7.0, 0.0), "d": (2, 1.0, 1.0)}
+    layers = {name: (Choice(2, 1, low), Choice(3, size, high)) for name, (size, low, high) in pairs.items()}
+    assert allocate(layers, 15, 4) == {"a": 2, "b": 3, "c": 3, "d": 3}
+
+
 def test_no_layers_need_no_bits():
     assert allocate({}, 0, 0) == {}
 
