@@ -24,8 +24,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 from tiny_models import MODELS, float_model, prompt
 
 from qllm_hf.config import QllmConfig
+from qllm_hf.methods.as_packed import run_as_packed_
 from qllm_hf.methods.blocks import Blocks, block_list
-from qllm_hf.methods.engine import run_as_packed_
 from qllm_hf.methods.heads import heads_of
 from qllm_hf.methods.pairs import find_pairs
 from qllm_hf.methods.scales import apply_scale, scale_input

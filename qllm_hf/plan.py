@@ -6,8 +6,9 @@ same when a checkpoint is quantized and when it is read again.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+import re
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from torch import nn
@@ -92,6 +93,10 @@ class Plan:
             grouped.setdefault(entry.module, []).append(entry)
         return grouped
 
+    def with_input_scales(self, modules: Collection[str]) -> Plan:
+        """The same plan, in which exactly these modules multiply their input by a stored vector."""
+        return Plan(tuple(replace(entry, input_scale=entry.module in modules) for entry in self.entries))
+
     def coverage(self) -> float:
         """Quantized share of the linear weights, by elements, 0 to 1; the output head does not count."""
         entries = [entry for entry in self.entries if not entry.is_head]
@@ -109,8 +114,20 @@ def make_plan(model: nn.Module, config: QllmConfig, *, check_patterns: bool = Tr
     weights = list(_linear_weights(model))
     if check_patterns:
         _check_patterns([module for _, module, _, _, _ in weights], config)
-    head, shared = _head_modules(model), _shared_weights(model)
+    head, shared = _head_modules(model), shared_weights(model)
     return Plan(tuple(_decide(model, config, head, shared, *weight) for weight in weights))
+
+
+def patterns_of(modules: set[str], plan: Plan) -> list[str]:
+    """The shortest list of patterns that means these modules of a plan and no others: one for all blocks if it can."""
+    patterns: list[str] = []
+    by_form: dict[str, set[str]] = {}
+    for module in modules:
+        by_form.setdefault(re.sub(r"\.\d+(?=\.|$)", ".*", module), set()).add(module)
+    for form, members in sorted(by_form.items()):
+        meant = {entry.module for entry in plan.quantized() if first_match(entry.module, [form])}
+        patterns += [form] if meant == members else sorted(members)
+    return patterns
 
 
 def _decide(
@@ -194,7 +211,7 @@ def _head_modules(model: nn.Module) -> set[str]:
     return names
 
 
-def _shared_weights(model: nn.Module) -> set[str]:
+def shared_weights(model: nn.Module) -> set[str]:
     """Names of weights that several modules share (Zamba's blocks), by transformers' own table of ties."""
     tied: dict[str, str] = getattr(model, "all_tied_weights_keys", None) or {}
     return {*tied.keys(), *tied.values()}

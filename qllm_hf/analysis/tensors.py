@@ -10,47 +10,21 @@ calibration tokens' hidden states. Nothing is quantized, and the model is afterw
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from ..config import QllmConfig
-from ..families import family
+from ..methods.as_packed import running_as_packed
 from ..methods.blocks import Blocks
 from ..methods.calibration import Calibration, check_fits
 from ..methods.engine import BATCH_TOKENS
-from ..methods.residence import OnDisk, Residence
+from ..methods.residence import Residence
 from ..methods.work import Hidden
 from ..plan import Entry, make_plan
 from .gathering import Gathered, Row
-
-
-class ReadOnly(OnDisk):
-    """Blocks that are read from the checkpoint when their turn comes, and forgotten when done."""
-
-    def __init__(
-        self, modules: list[nn.Module], weights: Any, prefix: str, device: str | torch.device | None = None
-    ) -> None:
-        self._modules, self._weights, self._prefix = modules, weights, prefix
-        self._device = device or "cpu"
-        self._homes = {}
-
-    def close(self, index: int) -> None:
-        block = self._modules[index]
-        block.to("cpu")
-        self._homes.pop(index).restore(block)
-        for module in block.modules():  # buffers stay: some are computed when the model is made, and in no file
-            for name, parameter in module._parameters.items():
-                if parameter is not None:
-                    module._parameters[name] = nn.Parameter(parameter.data.to("meta"), requires_grad=False)
-
-    def finish(self) -> None:
-        pass
 
 
 def measure(
@@ -69,7 +43,7 @@ def measure(
         CalibrationError: a tensor holds NaN or infinite values, or the tokens are not this model's.
         ModelError: the model is quantized already, or a block cannot be run on its own.
     """
-    with _undisturbed(model):
+    with running_as_packed(model):
         return _rows(model, blocks, residence, calibration, progress)
 
 
@@ -108,24 +82,6 @@ def _rows(
     for entry in outside:
         gathered.see_weight(entry, _matrix(model, entry))
     return [*rows, *gathered.rows(None)]
-
-
-@contextlib.contextmanager
-def _undisturbed(model: PreTrainedModel) -> Iterator[None]:
-    """Within, the model is in evaluation mode and leaves its weights alone: RWKV halves them in place otherwise."""
-    modes = [(module, module.training) for module in model.modules()]
-    updates = family(model.config.model_type).config_updates
-    before = {key: getattr(model.config, key) for key in updates}
-    try:
-        model.eval()
-        for key, value in updates.items():
-            setattr(model.config, key, value)
-        yield
-    finally:
-        for key, value in before.items():
-            setattr(model.config, key, value)
-        for module, training in modes:
-            module.training = training
 
 
 def _matrix(model: nn.Module, entry: Entry) -> Tensor:

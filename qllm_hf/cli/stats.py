@@ -96,10 +96,11 @@ def _look(
 ) -> tuple[list[Row], dict[str, Any]]:
     """The rows of a model, and what is recorded of them."""
     from ..analysis.record import record
-    from ..analysis.tensors import ReadOnly, measure
+    from ..analysis.tensors import measure
     from ..errors import ModelError
     from ..loading import config_dict, load_tokenizer, quantization_of
     from ..methods.calibration import read_calibration
+    from ..methods.residence import FromDisk
     from ..streamed import offloaded
 
     stored = quantization_of(config_dict(model, trust_remote_code=trust_remote_code))
@@ -112,7 +113,7 @@ def _look(
         if len(text.ids) < samples and not quiet:
             note(f"{text.source} gives {len(text.ids)} of {samples} blocks of {seqlen} tokens.")
     with offloaded(model, dtype=dtype, trust_remote_code=trust_remote_code) as source:
-        residence = ReadOnly(source.blocks.modules, source.weights, source.blocks.name)
+        residence = FromDisk(source.blocks.modules, source.weights, source.blocks.name)
         rows = measure(source.model, blocks=source.blocks, residence=residence, calibration=text, progress=not quiet)
         return rows, record(model, source.model.config, rows, text.summary() if text else None)
 

@@ -13,9 +13,8 @@ give the same codes on the same machine.
 from __future__ import annotations
 
 import contextlib
-import re
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -24,19 +23,17 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from ..config import QllmConfig
-from ..families import family
-from ..method import AWQ, GPTQ, SMOOTHQUANT, AwqOptions, GptqOptions, options_of, scaling_of
-from ..packed import PackedTensor
-from ..patterns import first_match
-from ..plan import Entry, Plan, make_plan
+from ..method import AWQ, GPTQ, SMOOTHQUANT, options_of, scaling_of
+from ..plan import Entry, Plan, make_plan, patterns_of, shared_weights
 from ..surgery import pack_modules_, replace_modules_
+from .as_packed import run_as_packed_
 from .blocks import Blocks
 from .calibration import Calibration, check_fits
+from .encoder import Encoder
 from .heads import heads_of
 from .memory import give_back
-from .moments import SAMPLE, Inputs, Moments, keeping, watching
+from .moments import SAMPLE, Inputs, keeping, watching
 from .residence import Residence
-from .rounding import encode
 from .scales import scale_input
 from .scaling import Scaled, scale_block
 from .work import Hidden, Work
@@ -87,7 +84,6 @@ def calibrate_(
     gptq: Any = options_of(config.method, config.method_options).get(GPTQ)
     floats = Hidden(work, "float") if gptq and gptq.correction else None
     run = _Run(model, config, blocks, plan, batches, Hidden(work), floats, residence)
-    model.eval()
     run_as_packed_(model)
     scaled: set[str] = set(work.notes.get("input_scales", ())) if work else set()
     done = work.done if work else 0
@@ -115,7 +111,7 @@ def calibrate_(
     pack_modules_(model, outside)
     config.input_scales = patterns_of(scaled, plan) or None
     config.calibration = calibration.summary()
-    return _with_scales(plan, scaled)
+    return plan.with_input_scales(scaled)
 
 
 def _quantize_block(run: _Run, index: int) -> set[str]:
@@ -149,7 +145,7 @@ def _quantize_block(run: _Run, index: int) -> set[str]:
                 hooks.callback(scale_input(block.get_submodule(name), factor).remove)
             inputs = _gather(run, index, block, entries, rounded=True)
     layers = {f"{prefix}.{name}": factor for name, factor in scaled.factors.items()}
-    part = Plan(tuple(replace(entry, input_scale=entry.module in layers) for entry in entries.values()))
+    part = Plan(tuple(entries.values())).with_input_scales(layers)
     gptq, awq = options.get(GPTQ), options.get(AWQ)
     encoder = Encoder(prefix, inputs, dtypes, gptq, awq)  # type: ignore[arg-type]
     pack_modules_(run.model, part, encoder)
@@ -200,121 +196,14 @@ def _gather(run: _Run, index: int, block: nn.Module, entries: dict[str, Entry], 
     return inputs
 
 
-@dataclass
-class Encoder:
-    """Chooses the codes of a block's weights from what is known of their inputs."""
-
-    prefix: str
-    inputs: Inputs
-    dtypes: dict[str, torch.dtype]
-    gptq: GptqOptions | None
-    awq: AwqOptions | None
-
-    def __call__(self, entry: Entry, matrix: Tensor) -> PackedTensor:
-        """The packed form of a float weight [.., O, I]."""
-        assert entry.weight is not None
-        name = entry.name.removeprefix(f"{self.prefix}.")
-        dtype = self.dtypes[name]
-        moments = self.inputs.moments.pop(name, None)  # large, and not needed again but by those that share them
-        clip = self.gptq or (self.awq if self.awq and not clips_badly(entry.module) else None)
-        if matrix.dim() == 3:
-            each = moments if isinstance(moments, list) else [None] * matrix.shape[0]
-            parts = [self._one(part, one, entry, dtype, clip) for part, one in zip(matrix, each, strict=True)]
-            return stacked(parts)
-        assert not isinstance(moments, list)
-        return self._one(matrix, moments, entry, dtype, clip)
-
-    def _one(
-        self,
-        matrix: Tensor,
-        moments: Moments | None,
-        entry: Entry,
-        dtype: torch.dtype,
-        clip: AwqOptions | GptqOptions | None,
-    ) -> PackedTensor:
-        assert entry.weight is not None
-        give_back()
-        # with fewer tokens than columns (a rare expert), what is made up for on them is lost on all others
-        gptq = self.gptq if moments is not None and moments.count >= matrix.shape[1] else None
-        used_up = not any(other is moments for other in self.inputs.moments.values())
-        return encode(matrix.float(), moments, entry.weight, dtype, gptq=gptq, clip=clip, used_up=used_up)
-
-
-# AWQ's own list: what feeds the product of queries and keys is not clipped.
-_QUERIES_AND_KEYS = ("q_", "k_", "query", "key", "Wqkv", "c_attn", "qkv")
-
-
-def clips_badly(module: str) -> bool:
-    """Whether a layer makes queries or keys, which AWQ does not clip: their errors are multiplied with each other."""
-    last = module.rpartition(".")[2]
-    return any(word in last for word in _QUERIES_AND_KEYS)
-
-
-def stacked(parts: list[PackedTensor]) -> PackedTensor:
-    """Packed matrices of one shape as one packed tensor [E, O, I]."""
-    zeros = [part.zero_point for part in parts if part.zero_point is not None]
-    return parts[0]._replace(
-        words=torch.stack([part.words for part in parts]),
-        scale=torch.stack([part.scale for part in parts]),
-        zero_point=torch.stack(zeros) if zeros else None,
-    )
-
-
 def _replay(run: _Run, done: int, scaled: set[str]) -> None:
     """Give the blocks that an earlier run finished their packed form, still without weights."""
     prefixes = tuple(f"{run.blocks.name}.{index}." for index in range(done))
-    entries = tuple(
-        replace(entry, input_scale=entry.module in scaled)
-        for entry in run.plan.quantized()
-        if entry.name.startswith(prefixes)
-    )
-    replace_modules_(run.model, Plan(entries), placeholders=False)
-
-
-def _with_scales(plan: Plan, scaled: set[str]) -> Plan:
-    return Plan(tuple(replace(entry, input_scale=entry.module in scaled) for entry in plan.entries))
-
-
-def patterns_of(modules: set[str], plan: Plan) -> list[str]:
-    """The shortest list of patterns that means these modules of a plan and no others: one for all blocks if it can."""
-    patterns: list[str] = []
-    by_form: dict[str, set[str]] = {}
-    for module in modules:
-        by_form.setdefault(re.sub(r"\.\d+(?=\.|$)", ".*", module), set()).add(module)
-    for form, members in sorted(by_form.items()):
-        meant = {entry.module for entry in plan.quantized() if first_match(entry.module, [form])}
-        patterns += [form] if meant == members else sorted(members)
-    return patterns
+    part = Plan(tuple(entry for entry in run.plan.quantized() if entry.name.startswith(prefixes)))
+    replace_modules_(run.model, part.with_input_scales(scaled), placeholders=False)
 
 
 def _shared_modules(model: PreTrainedModel, prefix: str) -> frozenset[str]:
-    """Modules within a block whose weights another block uses too, by transformers' own table of ties."""
-    tied: dict[str, str] = getattr(model, "all_tied_weights_keys", None) or {}
-    names = {*tied.keys(), *tied.values()}
-    return frozenset(
-        name.removeprefix(f"{prefix}.").rpartition(".")[0] for name in names if name.startswith(f"{prefix}.")
-    )
-
-
-@contextlib.contextmanager
-def running_as_packed(model: PreTrainedModel) -> Iterator[None]:
-    """As `run_as_packed_`, but only within the block."""
-    configs = {id(m.config): m.config for m in model.modules() if isinstance(m, PreTrainedModel)}.values()
-    before = [(config, dict(config.__dict__)) for config in configs]
-    run_as_packed_(model)
-    try:
-        yield
-    finally:
-        for config, values in before:
-            for key in config.__dict__.keys() - values.keys():
-                del config.__dict__[key]
-            config.__dict__.update(values)
-
-
-def run_as_packed_(model: PreTrainedModel) -> None:
-    """Let a float model take the paths of a packed one: Jamba then calls a layer whose matrix it would take itself."""
-    for module in model.modules():
-        if isinstance(module, PreTrainedModel):
-            module.config._is_quantized = True  # as transformers marks what it quantizes
-    for key, value in family(model.config.model_type).config_updates.items():
-        setattr(model.config, key, value)
+    """Modules within a block whose weights another block uses too."""
+    names = [name.removeprefix(f"{prefix}.") for name in shared_weights(model) if name.startswith(f"{prefix}.")]
+    return frozenset(name.rpartition(".")[0] for name in names)

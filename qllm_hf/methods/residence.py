@@ -47,8 +47,8 @@ class _Home:
                 tensor.data = tensor.data.to(device, dtype)
 
 
-class InMemory:
-    """Blocks of a model that is in memory as a whole."""
+class _Opened:
+    """What all residences share: a block is opened in float32, and its dtypes are remembered until it is closed."""
 
     def __init__(self, modules: list[nn.Module], device: str | torch.device | None = None) -> None:
         self._modules, self._device = modules, device
@@ -63,24 +63,61 @@ class InMemory:
         return {name: dtype for name, (dtype, _) in self._homes[index].of.items()}
 
     def close(self, index: int) -> None:
-        block, home = self._modules[index], self._homes.pop(index)
-        block.to(next(iter(home.of.values()))[1])
-        home.restore(block)
+        self._homes.pop(index).restore(self._modules[index])
 
     def finish(self) -> None:
         pass
 
 
-class OnDisk:
-    """Blocks that are read from the checkpoint when their turn comes, and kept in the work folder when done.
+class InMemory(_Opened):
+    """Blocks of a model that is in memory as a whole."""
 
-    For a model that `loading.load_offloaded` made: everything but the blocks is in memory, the blocks are on the
-    meta device.
+    def close(self, index: int) -> None:
+        self._modules[index].to(next(iter(self._homes[index].of.values()))[1])
+        super().close(index)
+
+
+class FromDisk(_Opened):
+    """Blocks that are read from the checkpoint when their turn comes, and forgotten when done.
+
+    For a model that `streamed.offloaded` made: everything but the blocks is in memory, the blocks are on the meta
+    device.
 
     Args:
         weights: {full name of a parameter: how to read it}, a mapping that reads on access.
         prefix: name of the list of blocks.
     """
+
+    def __init__(
+        self, modules: list[nn.Module], weights: Any, prefix: str, device: str | torch.device | None = None
+    ) -> None:
+        super().__init__(modules, device or "cpu")
+        self._weights, self._prefix = weights, prefix
+
+    def open(self, index: int) -> nn.Module:
+        block = self._modules[index]
+        for name, parameter in list(block.named_parameters()):
+            if parameter.is_meta:
+                tensor = self._weights[f"{self._prefix}.{index}.{name}"]
+                _set(block, name, nn.Parameter(tensor.to(parameter.dtype), requires_grad=False))
+        return super().open(index)
+
+    def close(self, index: int) -> None:
+        block = self._modules[index]
+        block.to("cpu")
+        super().close(index)
+        self.keep(index, block)
+        for module in block.modules():  # buffers stay: some are computed when the model is made, and in no file
+            for name, parameter in module._parameters.items():
+                if parameter is not None:
+                    module._parameters[name] = nn.Parameter(parameter.data.to("meta"), requires_grad=False)
+
+    def keep(self, index: int, block: nn.Module) -> None:
+        """What is done with a block before its weights are forgotten: nothing."""
+
+
+class OnDisk(FromDisk):
+    """Blocks that are read from the checkpoint when their turn comes, and kept in the work folder when done."""
 
     def __init__(
         self,
@@ -90,31 +127,12 @@ class OnDisk:
         work: Work,
         device: str | torch.device | None = None,
     ) -> None:
-        self._modules, self._weights, self._prefix, self._work = modules, weights, prefix, work
-        self._device = device or "cpu"
-        self._homes: dict[int, _Home] = {}
+        super().__init__(modules, weights, prefix, device)
+        self._work = work
 
-    def open(self, index: int) -> nn.Module:
-        block = self._modules[index]
-        for name, parameter in list(block.named_parameters()):
-            if parameter.is_meta:
-                tensor = self._weights[f"{self._prefix}.{index}.{name}"]
-                _set(block, name, nn.Parameter(tensor.to(parameter.dtype), requires_grad=False))
-        self._homes[index] = _Home(block)
-        return _in_float32(block, self._device)
-
-    def dtypes(self, index: int) -> dict[str, torch.dtype]:
-        return {name: dtype for name, (dtype, _) in self._homes[index].of.items()}
-
-    def close(self, index: int) -> None:
-        block = self._modules[index]
-        block.to("cpu")
-        self._homes.pop(index).restore(block)
+    def keep(self, index: int, block: nn.Module) -> None:
+        """Save the block in the work folder."""
         self._work.save_block(index, block.state_dict())
-        for module in block.modules():  # buffers stay: some are computed when the model is made, and in no file
-            for name, parameter in module._parameters.items():
-                if parameter is not None:
-                    module._parameters[name] = nn.Parameter(parameter.data.to("meta"), requires_grad=False)
 
     def finish(self) -> None:
         for index, block in enumerate(self._modules):

@@ -29,9 +29,9 @@ from ..patterns import first_match
 from ..plan import Entry, make_plan
 from ..scheme import ALLOWED_BITS, FLOAT_BITS, PER_TENSOR, Spec
 from ..uniform import fake_quantize
+from .as_packed import running_as_packed
 from .blocks import Blocks, block_list
 from .calibration import Calibration, calibration_for, check_fits
-from .engine import running_as_packed
 
 BITS = (2, 3, 4, 5, 6, 8)
 BLOCKS = 8
@@ -128,13 +128,8 @@ def measure_sensitivity(
     check_fits(model, calibration)
     ids = calibration.ids[:blocks]
     walker = Blocks(model, block_list(model, make_plan(model, config)))
-    training = model.training
-    model.eval()
-    try:
-        with running_as_packed(model):
-            costs = _measure(model, walker, modules, bits, ids, progress=progress)
-    finally:
-        model.train(training)
+    with running_as_packed(model):
+        costs = _measure(model, walker, modules, bits, ids, progress=progress)
     layers = {name: _choices(model, entries, costs[name]) for name, entries in modules.items()}
     if unbearable := [name for name, choices in layers.items() if not choices]:
         raise ModelError(

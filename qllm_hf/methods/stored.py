@@ -11,7 +11,7 @@ What "before" may be, and which rows of it a scale divides, is as in the study's
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +23,8 @@ from transformers.pytorch_utils import Conv1D
 from ..config import QllmConfig
 from ..errors import CheckpointError
 from ..packed import PackedTensor
-from ..plan import Entry, Plan, make_plan
+from ..plan import Entry, Plan, make_plan, patterns_of
 from ..surgery import pack_modules_
-from .engine import patterns_of
 from .rounding import encode
 from .scales import Pair, apply_scale, linear_matrix
 
@@ -103,7 +102,7 @@ def pack_stored_(model: PreTrainedModel, config: QllmConfig, path: Path) -> Plan
         limits = stored.limits.get(entry.module)
         return encode(matrix.float(), None, entry.weight, dtype, limits=None if limits is None else limits.squeeze(-1))
 
-    part = Plan(tuple(replace(entry, input_scale=entry.module in factors) for entry in plan.entries))
+    part = plan.with_input_scales(factors)
     pack_modules_(model, part, encode_clipped)
     for name, factor in factors.items():
         packed: Any = model.get_submodule(name)

@@ -10,10 +10,10 @@ from transformers import AutoModelForCausalLM, DynamicCache
 from qllm_hf import CalibrationError, ModelError, QllmConfig, Scheme, quantize_
 from qllm_hf.analysis.gathering import Row
 from qllm_hf.analysis.noise import BITS
-from qllm_hf.analysis.tensors import ReadOnly, measure
+from qllm_hf.analysis.tensors import measure
 from qllm_hf.methods.blocks import Blocks, block_list
 from qllm_hf.methods.calibration import Calibration, token_blocks
-from qllm_hf.methods.residence import InMemory
+from qllm_hf.methods.residence import FromDisk, InMemory
 from qllm_hf.plan import make_plan
 from qllm_hf.streamed import offloaded
 from qllm_hf.uniform import fake_quantize
@@ -212,7 +212,7 @@ def test_experts_read_the_tokens_that_are_sent_to_them():
 def test_reading_from_disk_gives_the_same(stories, trained):
     _, ids, in_memory = trained
     with offloaded(str(stories)) as source:
-        residence = ReadOnly(source.blocks.modules, source.weights, source.blocks.name)
+        residence = FromDisk(source.blocks.modules, source.weights, source.blocks.name)
         rows = measure(source.model, blocks=source.blocks, residence=residence, calibration=Calibration(ids, "x"))
         assert all(parameter.is_meta for block in source.blocks.modules for parameter in block.parameters())
         again = measure(source.model, blocks=source.blocks, residence=residence, calibration=Calibration(ids, "x"))

@@ -9,8 +9,8 @@ from torch import nn
 
 from qllm_hf import QllmConfig
 from qllm_hf.errors import ModelError
+from qllm_hf.methods.as_packed import run_as_packed_
 from qllm_hf.methods.blocks import Blocks, block_list
-from qllm_hf.methods.engine import run_as_packed_
 from qllm_hf.plan import make_plan
 
 pytestmark = pytest.mark.oldest

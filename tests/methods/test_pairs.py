@@ -10,8 +10,8 @@ from transformers import AutoModelForCausalLM
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from qllm_hf import QllmConfig
+from qllm_hf.methods.as_packed import run_as_packed_
 from qllm_hf.methods.blocks import Blocks, block_list
-from qllm_hf.methods.engine import run_as_packed_
 from qllm_hf.methods.heads import heads_of
 from qllm_hf.methods.pairs import find_pairs
 from qllm_hf.methods.scales import Pair, adds_one, applied, apply_scale, linear_matrix, scale_input
