@@ -32,7 +32,7 @@ from .families import (
 )
 from .nn import PackedExperts, PackedLinear, expert_parameters
 from .patterns import first_match, matches
-from .scheme import Spec
+from .scheme import PER_TENSOR, Spec
 from .uniform import check_group_size
 
 Kind = Literal["linear", "conv1d", "experts"]
@@ -108,6 +108,7 @@ def make_plan(model: nn.Module, config: QllmConfig, *, check_patterns: bool = Tr
     """The plan for a float model (on any device, also meta).
 
     Raises:
+        ConfigError: its bits were chosen by a sensitivity table, and that is one of another model.
         ModelError: a pattern of the config means no module, or `paper_exact` and a group size that does not divide
             a row (the message names the module).
     """
@@ -115,7 +116,29 @@ def make_plan(model: nn.Module, config: QllmConfig, *, check_patterns: bool = Tr
     if check_patterns:
         _check_patterns([module for _, module, _, _, _ in weights], config)
     head, shared = _head_modules(model), shared_weights(model)
-    return Plan(tuple(_decide(model, config, head, shared, *weight) for weight in weights))
+    plan = Plan(tuple(_decide(model, config, head, shared, *weight) for weight in weights))
+    if check_patterns:
+        modules = plan.modules().items()
+        config.check_budgeted({n: (sum(e.elements for e in es), packed_bits(model, es)) for n, es in modules})
+    return plan
+
+
+def packed_bits(model: nn.Module, entries: list[Entry], bits: int | None = None) -> int:
+    """Bits that the weights of a module that is still in floating point take when packed.
+
+    Args:
+        bits: of each weight; by default what the plan says.
+    """
+    size = 0.0
+    for entry in entries:
+        assert entry.weight is not None
+        spec, length = entry.weight if bits is None else replace(entry.weight, bits=bits), entry.shape[-1]
+        scale_bits = 8 * model.get_parameter(entry.name).element_size()
+        size += spec.row_bits(length, scale_bits) * (entry.elements // length)
+        if spec.group_size == PER_TENSOR:
+            matrices = entry.elements // (entry.shape[-2] * length)
+            size += matrices * (scale_bits + (0 if spec.symmetric else 8))
+    return round(size)
 
 
 def patterns_of(modules: set[str], plan: Plan) -> list[str]:

@@ -27,7 +27,6 @@ from .families import REPLACED_REMOTE_CODE, family
 from .hooks import attach_kv, detach_kv
 from .method import RTN
 from .methods.apply import pack_by_method_
-from .methods.sensitivity import stored
 from .nn import PackedExperts, PackedLinear, PackedModule
 from .nn.parameters import SUFFIXES
 from .plan import Plan, make_plan
@@ -94,7 +93,6 @@ class QllmHfQuantizer(HfQuantizer):
         self.plan = make_plan(model, config, check_patterns=not self.pre_quantized)
         if not self.pre_quantized:
             warn_of_low_coverage(self.plan, config)
-            config.check_budgeted({name: stored(model, entries) for name, entries in self.plan.modules().items()})
         if self._packs_after_loading():
             return  # the method has to see the float model
         replace_modules_(model, self.plan, placeholders=not self.pre_quantized)

@@ -27,6 +27,7 @@ LAYERS = {
     "curriculum": 1,
     "_autoload": 1,
     "budget": 2,
+    "sensitivity_table": 2,
     "uniform": 2,
     "packing": 2,
     "__init__": 2,
@@ -68,6 +69,7 @@ WITHOUT_TRANSFORMERS = {
     "patterns",
     "method",
     "budget",
+    "sensitivity_table",
     "curriculum",
     "uniform",
     "packing",
@@ -76,7 +78,18 @@ WITHOUT_TRANSFORMERS = {
     "ops",
     "nn",
 }
-WITHOUT_TORCH = {"errors", "builtin", "layout", "scheme", "families", "patterns", "method", "budget", "curriculum"}
+WITHOUT_TORCH = {
+    "errors",
+    "builtin",
+    "layout",
+    "scheme",
+    "families",
+    "patterns",
+    "method",
+    "budget",
+    "sensitivity_table",
+    "curriculum",
+}
 MAX_LINES = 500
 
 

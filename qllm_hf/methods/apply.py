@@ -15,7 +15,7 @@ from .blocks import Blocks, block_list
 from .calibration import Calibration, calibration_for
 from .engine import calibrate_
 from .residence import InMemory
-from .sensitivity import measure_sensitivity, stored
+from .sensitivity import measure_sensitivity
 from .stored import pack_stored_
 
 
@@ -37,7 +37,6 @@ def pack_by_method_(model: PreTrainedModel, config: QllmConfig, *, device: Any =
         config.calibration = calibration_for(config, model.config._name_or_path or model.name_or_path)
         config.spend(measure_sensitivity(model, config, progress=progress).to_dict())
         plan = make_plan(model, config)
-    config.check_budgeted({name: stored(model, entries) for name, entries in plan.modules().items()})
     if config.method == RTN:
         if isinstance(config.calibration, Calibration):
             config.calibration = config.calibration.summary()

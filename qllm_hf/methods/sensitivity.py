@@ -23,11 +23,12 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from ..budget import Choice
-from ..config import BUDGET_W, SENSITIVITY_FORMAT, QllmConfig, read_table
+from ..config import BUDGET_W, QllmConfig
 from ..errors import CalibrationError, ConfigError, ModelError
 from ..patterns import first_match
-from ..plan import Entry, make_plan
-from ..scheme import ALLOWED_BITS, FLOAT_BITS, PER_TENSOR, Spec
+from ..plan import Entry, make_plan, packed_bits
+from ..scheme import ALLOWED_BITS, FLOAT_BITS
+from ..sensitivity_table import SENSITIVITY_FORMAT, read_table
 from ..uniform import fake_quantize
 from .as_packed import running_as_packed
 from .blocks import Blocks, block_list
@@ -141,23 +142,6 @@ def measure_sensitivity(
     return Sensitivity(layers, elements, config.w_group_size, config.w_symmetric, summary)
 
 
-def stored(model: PreTrainedModel, entries: list[Entry], bits: int | None = None) -> tuple[int, int]:
-    """Number of weights of a module that is still in floating point, and the bits that they take when packed.
-
-    Args:
-        bits: of each weight; by default what the plan says.
-    """
-    size = 0.0
-    for entry in entries:
-        spec, length = _spec(entry, bits), entry.shape[-1]
-        scale_bits = 8 * model.get_parameter(entry.name).element_size()
-        size += spec.row_bits(length, scale_bits) * (entry.elements // length)
-        if spec.group_size == PER_TENSOR:
-            matrices = entry.elements // (entry.shape[-2] * length)
-            size += matrices * (scale_bits + (0 if spec.symmetric else 8))
-    return sum(entry.elements for entry in entries), round(size)
-
-
 def _measure(
     model: PreTrainedModel,
     walker: Blocks,
@@ -207,12 +191,7 @@ def _modules(model: PreTrainedModel, config: QllmConfig) -> dict[str, list[Entry
 
 def _choices(model: PreTrainedModel, entries: list[Entry], costs: Mapping[int, float]) -> tuple[Choice, ...]:
     finite = {width: cost for width, cost in costs.items() if math.isfinite(cost)}
-    return tuple(Choice(width, stored(model, entries, width)[1], cost) for width, cost in finite.items())
-
-
-def _spec(entry: Entry, bits: int | None) -> Spec:
-    assert entry.weight is not None
-    return entry.weight if bits is None else replace(entry.weight, bits=bits)
+    return tuple(Choice(width, packed_bits(model, entries, width), cost) for width, cost in finite.items())
 
 
 @contextlib.contextmanager
@@ -224,7 +203,8 @@ def _rounded(model: PreTrainedModel, entries: list[Entry], bits: int) -> Iterato
         for entry, parameter in zip(entries, parameters, strict=True):
             turned = _stored_transposed(model, entry)
             matrix = parameter.data.transpose(-1, -2).contiguous() if turned else parameter.data
-            rounded = fake_quantize(matrix, _spec(entry, bits))
+            assert entry.weight is not None
+            rounded = fake_quantize(matrix, replace(entry.weight, bits=bits))
             parameter.data = rounded.transpose(-1, -2).contiguous() if turned else rounded
         yield
     finally:

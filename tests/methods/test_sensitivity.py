@@ -13,9 +13,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from qllm_hf import CalibrationError, ConfigError, ModelError, QllmConfig, measure_sensitivity, quantize_
 from qllm_hf.methods import sensitivity
 from qllm_hf.methods.calibration import read_calibration, token_blocks
-from qllm_hf.methods.sensitivity import Sensitivity, stored
+from qllm_hf.methods.sensitivity import Sensitivity
 from qllm_hf.nn import PackedModule
-from qllm_hf.plan import make_plan
+from qllm_hf.plan import make_plan, packed_bits
 from qllm_hf.scheme import Spec
 from qllm_hf.uniform import fake_quantize
 
@@ -102,10 +102,9 @@ def stored_bits(model):
 def test_sizes_are_what_packed_tensors_take(name, options, dtype):
     model = float_model(name).to(dtype)
     plan = make_plan(model, QllmConfig(w=3, **options))
-    expected = [stored(model, entries) for entries in plan.modules().values()]
+    expected = [packed_bits(model, entries) for entries in plan.modules().values()]
     quantize_(model, "W3", **options)
-    assert sum(size for _, size in expected) == stored_bits(model)
-    assert sum(elements for elements, _ in expected) == sum(entry.elements for entry in plan.quantized())
+    assert sum(expected) == stored_bits(model)
 
 
 @torch.no_grad()
