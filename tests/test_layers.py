@@ -28,6 +28,7 @@ LAYERS = {
     "_autoload": 1,
     "budget": 2,
     "sensitivity_table": 2,
+    "published": 2,
     "uniform": 2,
     "packing": 2,
     "__init__": 2,
@@ -51,8 +52,16 @@ LAYERS = {
     "evaluation": 12,
     "analysis": 12,
     "reporting": 13,
-    "cli": 14,
-    "__main__": 15,
+    "cost": 14,
+    "efficiency": 14,
+    "results": 14,
+    "sweep": 15,
+    "advice": 15,
+    "figures": 15,
+    "page": 16,
+    "publishing": 16,
+    "cli": 17,
+    "__main__": 18,
 }
 # These two hand out the rest of the package on demand. What they import late, or for the type checker only,
 # is not checked; what they import at once is, and __init__'s low number keeps `import qllm_hf` cheap.
@@ -71,6 +80,7 @@ WITHOUT_TRANSFORMERS = {
     "budget",
     "sensitivity_table",
     "curriculum",
+    "published",
     "uniform",
     "packing",
     "packed",
@@ -89,6 +99,7 @@ WITHOUT_TORCH = {
     "budget",
     "sensitivity_table",
     "curriculum",
+    "published",
 }
 MAX_LINES = 500
 

@@ -12,7 +12,7 @@ from .statistics import normalised
 
 ABILITIES: Final = ("nlp", "emergent", "trust", "dialogue", "long")
 FORMAT: Final = 1
-"""Number of the record's form. A reader refuses a newer one; docs/records.md says what each number means."""
+"""Number of the record's form. A reader refuses a newer one."""
 
 _NO_PART_OF_THE_RESULT: Final = frozenset({"seconds", "date"})
 

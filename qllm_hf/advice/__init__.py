@@ -1,0 +1,1 @@
+"""Which scheme to use: published rules, published data, measured data, memory and speed, and one choice."""

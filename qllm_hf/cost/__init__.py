@@ -1,0 +1,1 @@
+"""What a scheme takes: bytes of weights and of the KV cache, and seconds on a named device."""

@@ -1,0 +1,1 @@
+"""How fast a scheme runs here: prefill, decode and end to end, measured."""

@@ -1,0 +1,1 @@
+"""Pictures of results, each with the table it was drawn from."""

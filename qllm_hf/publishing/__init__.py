@@ -1,0 +1,1 @@
+"""Model cards, and pushing a model with its evidence to the Hub."""

@@ -1,0 +1,1 @@
+"""Many schemes and tasks on one model, each once."""
