@@ -18,6 +18,7 @@ ROOT = Path(importlib.util.find_spec(PACKAGE).origin).parent
 LAYERS = {
     "errors": 0,
     "layout": 0,
+    "drawing": 1,
     "scheme": 1,
     "families": 1,
     "checkpoint": 1,
@@ -70,6 +71,7 @@ DOORS = {"__init__", "_autoload"}
 FROM_DOOR = {"__version__"}
 
 WITHOUT_TRANSFORMERS = {
+    "drawing",
     "builtin",
     "errors",
     "layout",
@@ -89,6 +91,7 @@ WITHOUT_TRANSFORMERS = {
     "nn",
 }
 WITHOUT_TORCH = {
+    "drawing",
     "errors",
     "builtin",
     "layout",

@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 
-from ..errors import CalibrationError, MissingExtraError
+from ..drawing import COLORS, MARKERS, require_matplotlib, save_picture
+from ..errors import CalibrationError
 from .gathering import KINDS, Kind, Row
 from .noise import BITS
 from .verdict import limits
 
-FORMATS = ("png", "svg")
 LAYERS_NAME, CHANNELS_NAME = "layers", "channels"
 _FIGURES = {"absmax": "AbsMax", "std": "Std", "kurtosis": "Kurtosis\n(normal: 3)"}
 _TITLES: dict[Kind, str] = {"W": "W, weights", "A": "A, inputs", "K": "K, keys", "V": "V, values"}
@@ -22,17 +22,7 @@ _EFFECTS = {
     "output_sqnr": "signal / noise\nin the output (dB)",
     "logit_noise": "noise in logits\n(nats)",
 }
-_COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#999999")
-_MARKERS = "osD^vPX*"
 _MOST_COLUMNS = 768
-
-
-def require_matplotlib() -> None:
-    """Raises MissingExtraError if matplotlib is not installed."""
-    try:
-        import matplotlib.figure  # noqa: F401
-    except ImportError:
-        raise MissingExtraError("plots need the package matplotlib. Run: pip install 'qllm-hf[plots]'") from None
 
 
 def save_plots(folder: Path, rows: Sequence[Row], title: str, kind_of_layer: str | None = None) -> list[Path]:
@@ -49,16 +39,7 @@ def save_plots(folder: Path, rows: Sequence[Row], title: str, kind_of_layer: str
     require_matplotlib()
     inside = [row for row in rows if row.block is not None]
     pictures = {LAYERS_NAME: _layers(inside, title), CHANNELS_NAME: _channels(inside, title, kind_of_layer)}
-    folder.mkdir(parents=True, exist_ok=True)
-    written = []
-    for name, figure in pictures.items():
-        for form in FORMATS:
-            path = folder / f"{name}.{form}"
-            partial = folder / f".{path.name}"
-            figure.savefig(partial, format=form, dpi=130)
-            partial.replace(path)
-            written.append(path)
-    return written
+    return [path for name, figure in pictures.items() for path in save_picture(figure, folder, name)]
 
 
 def _layers(rows: Sequence[Row], title: str) -> Any:
@@ -95,7 +76,7 @@ def _layers(rows: Sequence[Row], title: str) -> Any:
 def _looks(names: Sequence[str]) -> dict[str, dict[str, str]]:
     """Color and marker of each layer of a block, the same in all columns."""
     return {
-        name: {"color": _COLORS[number % len(_COLORS)], "marker": _MARKERS[number % len(_MARKERS)]}
+        name: {"color": COLORS[number % len(COLORS)], "marker": MARKERS[number % len(MARKERS)]}
         for number, name in enumerate(dict.fromkeys(names))
     }
 
@@ -136,8 +117,8 @@ def _draw_effect(axis: Any, rows: Sequence[Row]) -> None:
                 list(worst),
                 list(worst.values()),
                 label=f"{bits} bits",
-                color=_COLORS[number],
-                marker=_MARKERS[number],
+                color=COLORS[number],
+                marker=MARKERS[number],
                 markersize=4,
                 linewidth=1.2,
             )

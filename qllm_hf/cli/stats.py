@@ -63,8 +63,9 @@ def stats(
     with answering(as_json=as_json, quiet=quiet, debug=debug):
         if plots and output is None:
             raise UsageError("say where the plots go: -o DIR.")
-        from ..analysis.plots import require_matplotlib, save_plots
+        from ..analysis.plots import save_plots
         from ..analysis.record import FORMAT, check_folder, save, versions
+        from ..drawing import require_matplotlib
 
         if plots:
             require_matplotlib()
