@@ -3,6 +3,7 @@
 OUT/records.jsonl     scores (`qllm_hf.evaluation.store`)
 OUT/samples/          one line per item, which lets two schemes be compared question by question
 OUT/sizes.jsonl       one line per scheme: `Size`
+OUT/commands.jsonl    what was typed to make all this
 """
 
 from __future__ import annotations
@@ -17,12 +18,14 @@ from typing import Any, Final
 from .errors import CheckpointError
 from .evaluation.lines import append_line, read_lines
 from .evaluation.record import ABILITIES, AbilityScore, Record, ability_scores
+from .evaluation.scoring.score import ORIGINAL
 from .evaluation.statistics import Estimate, mean, recovery
 from .evaluation.store import Store
 from .reporting.values import Report
 
 BASELINE: Final = "FP16"
 SIZES: Final = "sizes.jsonl"
+COMMANDS: Final = "commands.jsonl"
 SIZE_FORMAT: Final = 1
 _NOISE: Final = 2.0
 """Differences within so many standard errors are called noise."""
@@ -40,7 +43,8 @@ class Size:
         bits_per_weight: stored bits of a quantized weight, scales and zero points included; of the dtype for a float
             model.
         weight_bytes: of all parameters, embeddings among them.
-        kv_bytes_per_token: of one sequence; None where it could not be found out.
+        kv: (bytes per token, tokens kept at most or None) of layers that cache alike, in one sequence; None where it
+            could not be found out.
         coverage: quantized part of the linear weights, 0 to 1.
     """
 
@@ -51,22 +55,34 @@ class Size:
     elements: int
     bits_per_weight: float
     weight_bytes: int
-    kv_bytes_per_token: int | None
+    kv: tuple[tuple[int, int | None], ...] | None
     coverage: float
     format: int = SIZE_FORMAT
 
+    @property
+    def kv_bytes_per_token(self) -> int | None:
+        """Bytes of a token that no window has forgotten, of one sequence."""
+        return None if self.kv is None else sum(size for size, _ in self.kv)
+
+    def kv_bytes(self, tokens: int, batch: int = 1) -> int | None:
+        """Bytes of the KV cache of `batch` sequences of `tokens` tokens."""
+        if self.kv is None:
+            return None
+        return batch * sum(size * min(tokens, window or tokens) for size, window in self.kv)
+
     @classmethod
-    def of(cls, report: Report, model: str, revision: str, scheme: str, float_bits: int) -> Size:
+    def of(cls, report: Report, model: str, revision: str, scheme: str) -> Size:
         """The size that a report says."""
+        kv = tuple((group.bytes_per_token_after, group.window) for group in report.kv.groups)
         return cls(
             scheme=scheme,
             model=model,
             revision=revision,
             dtype=report.dtype,
             elements=report.elements,
-            bits_per_weight=float(report.bits_per_weight or float_bits),
+            bits_per_weight=report.bits_per_weight or 8 * report.parameter_bytes_after / report.elements,
             weight_bytes=report.parameter_bytes_after,
-            kv_bytes_per_token=None if report.kv.unknown else report.kv_bytes_per_token,
+            kv=None if report.kv.unknown else kv,
             coverage=report.linear_coverage if report.bits_per_weight else 0.0,
         )
 
@@ -98,13 +114,17 @@ class Change:
 
 @dataclass(frozen=True)
 class Results:
-    """Scores of one model under several schemes. Records of the same scheme and task: the last one counts.
+    """Scores of one model under several schemes.
+
+    Of several records of the same scheme and task the last one counts, and none that was quantized in another way than
+    the scheme's last record (other kept layers, another calibration): a scheme is one model.
 
     Attributes:
         folder: where they are.
         model, revision: of which model.
         records: one per (scheme, task), float model first.
         sizes: {scheme: what it takes}.
+        commands: what was typed, each once.
     """
 
     folder: Path
@@ -112,6 +132,7 @@ class Results:
     revision: str
     records: tuple[Record, ...]
     sizes: Mapping[str, Size]
+    commands: tuple[str, ...] = ()
 
     @property
     def schemes(self) -> tuple[str, ...]:
@@ -194,14 +215,21 @@ def read_results(folder: str | Path) -> Results:
             "be compared as schemes of one. Give each model a folder of its own."
         )
     (model, revision) = models[0]
-    last = {(record.scheme, record.task): record for record in records}
+    made = {record.scheme: record.quantization for record in records}
+    last = {(record.scheme, record.task): record for record in records if record.quantization == made[record.scheme]}
     ordered = sorted(last.values(), key=lambda record: record.scheme != BASELINE)
-    return Results(folder, model, revision, tuple(ordered), _read_sizes(folder, model, revision))
+    commands = dict.fromkeys(str(line["command"]) for line in read_lines(folder / COMMANDS) if "command" in line)
+    return Results(folder, model, revision, tuple(ordered), _read_sizes(folder, model, revision), tuple(commands))
 
 
 def write_size(folder: Path, size: Size) -> None:
     """Keep what a scheme takes."""
     append_line(folder / SIZES, asdict(size))
+
+
+def write_command(folder: Path, command: str) -> None:
+    """Keep what was typed."""
+    append_line(folder / COMMANDS, {"command": command})
 
 
 def _read_sizes(folder: Path, model: str, revision: str) -> dict[str, Size]:
@@ -210,7 +238,9 @@ def _read_sizes(folder: Path, model: str, revision: str) -> dict[str, Size]:
     for line in read_lines(folder / SIZES):
         if line.get("format") != SIZE_FORMAT:
             raise CheckpointError(f"{str(folder / SIZES)!r} was written by another version of qllm_hf. Sweep again.")
-        size = Size(**{key: value for key, value in line.items() if key in known})
+        values = {key: value for key, value in line.items() if key in known}
+        values["kv"] = None if line["kv"] is None else tuple((size, window) for size, window in line["kv"])
+        size = Size(**values)
         if (size.model, size.revision) == (model, revision):
             sizes[size.scheme] = size
     return sizes
@@ -218,25 +248,28 @@ def _read_sizes(folder: Path, model: str, revision: str) -> dict[str, Size]:
 
 def _asked(record: Record) -> tuple[Any, ...]:
     """What two records must have in common to be scores of the same questions."""
-    return record.task_version, record.metric, record.limit, record.shots, record.chat, record.judge, record.data
+    asked = (record.task_version, record.metric, record.limit, record.shots, record.chat, record.judge, record.data)
+    return *asked, record.dtype
 
 
-def _values(store: Store, record: Record) -> list[float] | None:
-    """What each item was worth, if the score is their mean."""
-    values = [line.get("value") for line in read_lines(store.samples(record))]
-    numbers = [float(value) for value in values if isinstance(value, int | float)]
-    if len(numbers) != len(values) or len(numbers) != record.items:
-        return None
-    return numbers if math.isclose(math.fsum(numbers) / len(numbers), record.value, abs_tol=1e-9) else None
+def _values(store: Store, record: Record) -> dict[Any, float]:
+    """{item: what it was worth} of the items that count; {} if the score is not their mean."""
+    counted = [line for line in read_lines(store.samples(record)) if line.get("group") != ORIGINAL]
+    values = {line["id"]: float(line["value"]) for line in counted if isinstance(line.get("value"), int | float)}
+    is_mean = len(values) == record.items and math.isclose(
+        math.fsum(values.values()) / len(values), record.value, abs_tol=1e-9
+    )
+    return values if is_mean else {}
 
 
-def _compare(record: Record, baseline: Record, now: list[float] | None, before: list[float] | None) -> Change:
-    kept = None
-    if now is not None and before is not None:
-        difference = mean([value - old for value, old in zip(now, before, strict=True)])
-        if record.chance is not None:
-            kept = recovery(now, before, record.chance)
+def _compare(record: Record, baseline: Record, now: dict[Any, float], before: dict[Any, float]) -> Change:
+    both = [item for item in before if item in now]
+    if len(both) > 1:
+        new, old = [now[item] for item in both], [before[item] for item in both]
+        difference = mean([after - value for after, value in zip(new, old, strict=True)])
+        kept = None if record.chance is None else recovery(new, old, record.chance)
         return Change(record, baseline, difference, kept, True)
+    kept = None
     error = math.hypot(record.stderr, baseline.stderr)
     if record.chance is not None and baseline.value - record.chance > 2 * baseline.stderr:
         base = baseline.value - record.chance

@@ -77,13 +77,19 @@ def scores_of(
 
 
 def _asked(sample: dict[str, Any]) -> dict[str, Any]:
-    """What the model was asked, and what it said: its text, or the log-likelihood and the tokens of each choice."""
-    requests = sample["arguments"]
-    answers = sample["filtered_resps"]
+    """What the model was asked, and what it said: its text, or the log-likelihood and the tokens of each choice.
+
+    With the number of the right choice, and where in a long text the answer stood, if the task says so.
+    """
+    requests, answers, doc = sample["arguments"], sample["filtered_resps"], sample["doc"]
     asked: dict[str, Any] = {"id": sample["doc_id"], "prompt": requests[0][0]}
     if isinstance(answers[0], tuple):
         asked["choices"] = [request[1] for request in requests]
         asked["likelihoods"] = [[answer[0], getattr(answer, "tokens", None)] for answer in answers]
+        if isinstance(doc.get("label"), int) and 0 <= doc["label"] < len(requests):
+            asked["label"] = doc["label"]
+    if isinstance(doc.get("position"), float):
+        asked["position"] = doc["position"]
     return asked
 
 

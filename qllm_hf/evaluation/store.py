@@ -16,7 +16,7 @@ from ..errors import CheckpointError
 from .lines import append_line, read_lines, write_lines
 from .record import Record
 
-_IDENTITY: Final = (
+IDENTITY: Final = (
     "model",
     "revision",
     "scheme",
@@ -57,7 +57,7 @@ class Store:
     def find(self, wanted: dict[str, Any]) -> Record | None:
         """The last record that was made of the same model, scheme, task, items and settings."""
         for record in reversed(self.records):
-            if all(getattr(record, key) == wanted[key] for key in _IDENTITY):
+            if all(getattr(record, key) == wanted[key] for key in IDENTITY):
                 return record
         return None
 

@@ -249,7 +249,7 @@ def test_mt_bench_needs_a_judge(model, tokenizer):
 
 def test_a_perplexity_has_the_error_of_a_ratio():
     """Texts of one loss per word have no error, whatever their lengths; others have one."""
-    sample = {"filter": "none", "doc_id": 0, "arguments": [("", "")], "filtered_resps": [0.0]}
+    sample = {"filter": "none", "doc_id": 0, "doc": {}, "arguments": [("", "")], "filtered_resps": [0.0]}
     same = [{**sample, "word_perplexity": (-2.0 * words, words)} for words in (10, 20, 300)]
     scores, _ = read_samples("wikitext", UPSTREAM["wikitext"], same)
     assert scores["value"] == pytest.approx(2.718281828**2) and scores["stderr"] == pytest.approx(0, abs=1e-9)
