@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from qllm_hf.cli.evaluate import choose
+from qllm_hf.cli.asking import choose
 from qllm_hf.cli.main import app
 from qllm_hf.cli.output import UsageError
 from qllm_hf.errors import ConfigError
