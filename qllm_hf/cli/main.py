@@ -14,7 +14,9 @@ from .generate import generate
 from .info import info
 from .quantize import quantize
 from .quickstart import quickstart
+from .report import report
 from .stats import stats
+from .sweep import sweep
 from .tasks import tasks
 
 app = typer.Typer(
@@ -25,7 +27,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (quickstart, quantize, generate, evaluate, stats, tasks, info, env):
+for command in (quickstart, quantize, generate, evaluate, sweep, report, stats, tasks, info, env):
     app.command()(command)
 
 
@@ -49,6 +51,7 @@ def _program(
       qllm-hf quantize path/to/model --scheme W4KV8 -o model-w4kv8
       qllm-hf generate model-w4kv8 "Once upon a time"
       qllm-hf evaluate model-w4kv8 --tasks mini
+      qllm-hf sweep path/to/model --schemes W4,KV8,W4KV8 -o sweep
       qllm-hf info model-w4kv8
       qllm-hf stats path/to/model --calibration text.jsonl
     """
