@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate.hooks import remove_hook_from_module
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
@@ -19,7 +20,7 @@ from transformers.utils import logging
 from . import __version__
 from .checkpoint import read_checkpoint, some
 from .config import QllmConfig
-from .errors import CheckpointError
+from .errors import CheckpointError, ConfigError
 from .inplace import adopt_
 from .loading import config_dict, local_folder, model_on_meta, quantization_of
 from .methods.blocks import Blocks, block_list
@@ -28,6 +29,9 @@ from .methods.engine import calibrate_
 from .methods.residence import OnDisk
 from .methods.work import Work
 from .plan import make_plan
+
+_SPREAD = ("auto", "balanced", "balanced_low_0", "sequential")
+"""What transformers calls ways to spread a model over devices."""
 
 
 @dataclass(frozen=True)
@@ -114,14 +118,18 @@ def quantize_streamed(
 
     A run that was killed goes on where it stopped when it is called again with the same arguments.
 
+    Args:
+        device: where blocks are computed (`computing_device`).
+
     Raises:
         CheckpointError: the work folder belongs to another run.
         CalibrationError: the text is no use for this model.
         CheckpointError, ModelError: as `loading.load_model`.
     """
+    computes_on = computing_device(device)
     work = Work(folder, _identity(name_or_path, config, calibration, dtype), restart=restart)
     with offloaded(name_or_path, dtype=dtype, trust_remote_code=trust_remote_code) as source:
-        residence = OnDisk(source.blocks.modules, source.weights, source.blocks.name, work, device)
+        residence = OnDisk(source.blocks.modules, source.weights, source.blocks.name, work, computes_on)
         plan = calibrate_(
             source.model,
             config,
@@ -133,6 +141,26 @@ def quantize_streamed(
         )
         adopt_(source.model, config, plan)
         return source.model, work
+
+
+def computing_device(device_map: str | None) -> torch.device:
+    """The one device that a device map means: blocks go through it one after another, so they are never spread.
+
+    Raises:
+        ConfigError: there is no such device.
+    """
+    if device_map in _SPREAD:
+        found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+        return found or torch.device("cpu")
+    try:
+        device = torch.device(device_map or "cpu")
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(
+            f"there is no device {device_map!r} here ({str(error).splitlines()[0]}). Give --device-map cpu, cuda, "
+            "cuda:1, ..., or auto for the accelerator, if there is one."
+        ) from None
+    return device
 
 
 def work_folder(out_dir: Path) -> Path:

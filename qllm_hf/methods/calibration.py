@@ -13,9 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..curriculum.item import Item
 from ..curriculum.tasks import TASKS, training_item
-from ..errors import CalibrationError, ConfigError, MissingExtraError, QllmError
+from ..errors import CalibrationError, ConfigError, MissingExtraError
 
 CURRICULUM = "curriculum"
 """The name of the built-in source: texts like those that the reference model was trained on, none of a test."""
@@ -196,18 +195,16 @@ def _curriculum_texts(tokens: int) -> Iterator[str]:
     rng = Random(SEED)
     tasks = [task for task in TASKS.values() if task.longest <= _LONGEST_TASK]
     made = 0
-    while made < 2 * tokens:  # words are at least half a token on average in every tokenizer
+    # twice as many words as tokens are asked for is plenty; another factor would give other digests
+    while made < 2 * tokens:
         for task in tasks:
-            text = _as_text(training_item(task, rng))
+            item = training_item(task, rng)
+            text = f"{item.prompt}{item.answer}\n"
             made += len(text.split())
             yield text
 
 
-def _as_text(item: Item) -> str:
-    return item.prompt + item.answer + "\n"
-
-
-def calibration_for(config: Any, name_or_path: str | None, *, trust_remote_code: bool = False) -> Calibration:
+def calibration_for(config: Any, name_or_path: str | None) -> Calibration:
     """The calibration that a QllmConfig asks for, with its tokenizer or that of the model.
 
     Raises:
@@ -223,9 +220,7 @@ def calibration_for(config: Any, name_or_path: str | None, *, trust_remote_code:
         from transformers import AutoTokenizer
 
         try:
-            tokenizer = AutoTokenizer.from_pretrained(name_or_path, trust_remote_code=trust_remote_code)
-        except QllmError:
-            raise
+            tokenizer = AutoTokenizer.from_pretrained(name_or_path)
         except (OSError, ValueError, KeyError) as error:
             first = str(error).strip().split("\n")[0]
             raise CalibrationError(

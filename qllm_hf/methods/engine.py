@@ -13,8 +13,9 @@ give the same codes on the same machine.
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from ..config import QllmConfig
+from ..errors import QllmWarning
 from ..method import AWQ, GPTQ, SMOOTHQUANT, options_of, scaling_of
 from ..plan import Entry, Plan, make_plan, patterns_of, shared_weights
 from ..surgery import pack_modules_, replace_modules_
@@ -57,6 +59,8 @@ class _Run:
     hidden: Hidden
     floats: Hidden | None
     residence: Residence
+    unscaled: dict[str, str] = field(default_factory=dict)
+    """Layer -> why no scale could be moved out of its input, of all blocks so far."""
 
 
 def calibrate_(
@@ -89,6 +93,7 @@ def calibrate_(
     done = work.done if work else 0
     if work and done:
         blocks.lengths = list(work.notes["lengths"])
+        run.unscaled.update(work.notes.get("unscaled", {}))
         _replay(run, done, scaled)
     if work:
         work.begin()
@@ -104,9 +109,12 @@ def calibrate_(
         scaled |= _quantize_block(run, index)
         bar.update()
         if work:
-            work.advance(index + 1, {"lengths": blocks.lengths, "input_scales": sorted(scaled)})
+            work.advance(
+                index + 1, {"lengths": blocks.lengths, "input_scales": sorted(scaled), "unscaled": run.unscaled}
+            )
     bar.close()
     residence.finish()
+    _say_unscaled(run)
     outside = Plan(tuple(entry for entry in plan.entries if not entry.module.startswith(f"{blocks.name}.")))
     pack_modules_(model, outside)
     config.input_scales = patterns_of(scaled, plan) or None
@@ -139,6 +147,7 @@ def _quantize_block(run: _Run, index: int) -> set[str]:
             _shared_modules(run.model, prefix),
             dtypes,
         )
+        run.unscaled |= {e.module: scaled.skipped[name] for name, e in entries.items() if name in scaled.skipped}
     if scaling is not None and rounds_inputs:
         with contextlib.ExitStack() as hooks:
             for name, factor in scaled.factors.items():
@@ -160,6 +169,18 @@ def _quantize_block(run: _Run, index: int) -> set[str]:
     run.residence.close(index)
     give_back()
     return set(layers)
+
+
+def _say_unscaled(run: _Run) -> None:
+    """A warning that names the layers which were rounded without what the method is for."""
+    if run.unscaled:
+        names = ", ".join(patterns_of(set(run.unscaled), run.plan))
+        reasons = " or ".join(sorted(set(run.unscaled.values())))
+        warnings.warn(
+            f"{run.config.method}: {names} ({len(run.unscaled)} layers) were rounded without a scale: {reasons}.",
+            QllmWarning,
+            stacklevel=3,
+        )
 
 
 @contextlib.contextmanager

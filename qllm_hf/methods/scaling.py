@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,13 +24,11 @@ class Scaled:
 
     Attributes:
         factors: name of a linear layer within the block -> what it multiplies its input by, [I].
-        skipped: name of a weight within the block -> why no scale was moved out of its input.
-        alphas: name of a producer -> the exponent that SmoothQuant used.
+        skipped: name of a quantized weight within the block -> why no scale could be moved out of its input.
     """
 
     factors: dict[str, Tensor] = field(default_factory=dict)
     skipped: dict[str, str] = field(default_factory=dict)
-    alphas: dict[str, float] = field(default_factory=dict)
 
 
 def scale_block(
@@ -53,7 +50,7 @@ def scale_block(
         dtypes: in which dtype the block's parameters will be stored, by name.
     """
     pairs, skipped = find_pairs(block, run, heads, shared, frozenset(entries))
-    done = Scaled(skipped=skipped)
+    done = Scaled(skipped={name: reason for name, reason in skipped.items() if name in entries})
     for pair in pairs:
         if isinstance(options, SmoothQuantOptions) and pair.kind != "norm":
             continue  # as published: only what a norm hands out
@@ -64,15 +61,13 @@ def scale_block(
             (name,) = quantized
             matrices, moments = columns_of(block, name), inputs.of_experts(name)
             each = [
-                _choose(pair, [_reader(matrix, one, entries[name])], options)[0]
+                _choose(pair, [_reader(matrix, one, entries[name])], options)
                 for matrix, one in zip(matrices, moments, strict=True)
             ]
             scale = torch.stack(each)
         else:
             readers = [reader for name in quantized for reader in _readers(block, name, inputs, entries[name])]
-            scale, alpha = _choose(pair, readers, options)
-            if alpha is not None:
-                done.alphas[pair.producer] = alpha
+            scale = _choose(pair, readers, options)
         if bool((scale == 1).all()):
             continue
         stored = _stored_dtype(pair, dtypes)
@@ -84,13 +79,13 @@ def scale_block(
     return done
 
 
-def _choose(pair: Pair, readers: list[Reader], options: Any) -> tuple[Tensor, float | None]:
-    readers = [reader for reader in readers if reader.moments.count]
-    if not readers:  # an expert that no token chose
-        return torch.ones(int(torch.unique(pair.rows).numel())), None
+def _choose(pair: Pair, readers: list[Reader], options: AwqOptions | SmoothQuantOptions) -> Tensor:
+    chosen = [reader for reader in readers if reader.moments.count]
+    if not chosen:  # an expert that no token chose
+        return torch.ones(int(torch.unique(pair.rows).numel()), device=readers[0].matrix.device)
     if isinstance(options, SmoothQuantOptions):
-        return smoothing_scale(pair, readers, options)
-    return search_scale(pair, readers, options.steps), None
+        return smoothing_scale(pair, chosen, options)
+    return search_scale(pair, chosen, options.steps)
 
 
 def _readers(block: nn.Module, name: str, inputs: Inputs, entry: Entry) -> list[Reader]:

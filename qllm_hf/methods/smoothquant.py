@@ -18,15 +18,13 @@ from .scales import LARGEST_SCALE, Pair
 _SMALLEST = 1e-5
 
 
-def smoothing_scale(pair: Pair, readers: list[Reader], options: SmoothQuantOptions) -> tuple[Tensor, float]:
-    """The scale of the producer's channels [n], and the alpha it comes from."""
+def smoothing_scale(pair: Pair, readers: list[Reader], options: SmoothQuantOptions) -> Tensor:
+    """The scale of the producer's channels [n]."""
     if options.alpha != AUTO:
-        alpha = float(options.alpha)
-        return _scale(pair, readers, alpha), alpha
-    tried = [(alpha, _scale(pair, readers, alpha)) for alpha in options.grid]
-    losses = [sum(reader.loss(pair.spread(scale)) for reader in readers) for _, scale in tried]
-    alpha, scale = tried[min(range(len(tried)), key=losses.__getitem__)]
-    return scale, alpha
+        return _scale(pair, readers, float(options.alpha))
+    tried = [_scale(pair, readers, alpha) for alpha in options.grid]
+    losses = [sum(reader.loss(pair.spread(scale)) for reader in readers) for scale in tried]
+    return tried[min(range(len(tried)), key=losses.__getitem__)]
 
 
 def _scale(pair: Pair, readers: list[Reader], alpha: float) -> Tensor:

@@ -11,12 +11,14 @@ from tiny_models import float_model, on_one_thread, prompt
 from torch import Tensor
 
 from qllm_hf import QllmConfig
-from qllm_hf.errors import CheckpointError
+from qllm_hf.errors import CheckpointError, ConfigError, QllmWarning
 from qllm_hf.methods import engine
 from qllm_hf.methods.calibration import Calibration
 from qllm_hf.methods.work import Work
-from qllm_hf.streamed import quantize_streamed, work_folder
+from qllm_hf.streamed import computing_device, quantize_streamed, work_folder
 
+# RWKV: said where it is tested
+pytestmark = pytest.mark.filterwarnings("ignore:.*rounded without a scale:qllm_hf.errors.QllmWarning")
 _one_thread = pytest.fixture(autouse=True, scope="module")(on_one_thread)
 # families whose later blocks depend on what is remembered of the first: the length of its output, scaled inputs
 FAMILIES = ("llama", "mixtral", "bloom", "rwkv", "deepseek_v3")
@@ -238,3 +240,34 @@ def test_a_block_file_holds_the_packed_block(floats, stopped):
 
 def test_the_work_folder_lies_hidden_beside_the_output(tmp_path):
     assert work_folder(tmp_path / "out") == tmp_path / ".out.calibration"
+
+
+def test_layers_without_a_scale_are_named_also_after_a_stop(floats, tmp_path, stop_at):
+    stop_at(1)
+    with pytest.raises(Stopped):
+        start(floats, "rwkv", tmp_path / "work")
+    stop_at(None)
+    with pytest.warns(
+        QllmWarning, match=r"rwkv.blocks.0.attention.key, .*10 layers.*nothing before it can take a scale"
+    ):
+        start(floats, "rwkv", tmp_path / "work")
+
+
+@pytest.mark.filterwarnings("error::qllm_hf.errors.QllmWarning")
+def test_nothing_is_said_where_all_layers_have_a_scale(floats, tmp_path):
+    start(floats, "llama", tmp_path / "work")
+
+
+@pytest.mark.parametrize("device_map", [None, "auto", "balanced", "cpu"])
+def test_blocks_are_computed_on_one_device(device_map):
+    expected = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    found = computing_device(device_map)
+    assert found == (torch.device("cpu") if device_map in (None, "cpu") else expected or torch.device("cpu"))
+
+
+@pytest.mark.parametrize("device_map", ["cuda:99", "nowhere", "meta?"])
+def test_a_device_that_is_not_there_is_refused_before_work_begins(floats, tmp_path, device_map):
+    config = QllmConfig(w=3, method="gptq", calibration=calibration("llama"))
+    with pytest.raises(ConfigError, match=r"there is no device .* Give --device-map cpu"):
+        quantize_streamed(str(floats / "llama"), config, calibration("llama"), tmp_path / "work", device=device_map)
+    assert not (tmp_path / "work").exists()
