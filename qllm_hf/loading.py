@@ -12,7 +12,7 @@ import re
 import shutil
 import uuid
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -231,10 +231,12 @@ def save_model(
     *,
     overwrite: bool = False,
     max_shard_size: str | None = None,
+    others: Mapping[str, bytes] | None = None,
 ) -> Path:
     """The folder `out_dir`, with model, generation config and tokenizer: all of them, or no folder at all.
 
     Written to a folder beside it, checked, and renamed. A folder that is replaced (`overwrite`) stays until then.
+    `others` are further files, {name: content}.
 
     Raises:
         CheckpointError: `out_dir` is not empty (or, with `overwrite`, no model folder), or the disk lost something.
@@ -249,6 +251,8 @@ def save_model(
         model.save_pretrained(partial, **options)
         if tokenizer is not None:
             tokenizer.save_pretrained(partial)
+        for name, content in (others or {}).items():
+            (partial / name).write_bytes(content)
         usual = (partial / "config.json").stat().st_mode
         for file in read_checkpoint(partial).files:
             file.chmod(usual)  # safetensors leaves its files readable by their owner only

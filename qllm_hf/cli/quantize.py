@@ -9,7 +9,11 @@ from typing import Annotated
 import typer
 
 from . import options
+from .command_line import words_of
 from .output import UsageError, answer, answering, note
+
+NO_PART_OF_THE_RESULT = ("overwrite", "restart", "dry_run", "as_json", "quiet", "debug")
+"""Options that do not change what is saved, and are not written down with it."""
 
 
 def quantize(
@@ -73,6 +77,7 @@ def quantize(
       qllm-hf quantize path/to/model --scheme W4 --method awq --calibration text.jsonl -o model-w4
       qllm-hf quantize path/to/model --scheme W3 --override '*.down_proj=W4' --dry-run
     """
+    given = dict(locals())
     with answering(as_json=as_json, quiet=quiet, debug=debug):
         if scheme is None and bits_per_weight is not None:
             scheme = "W4"  # of what the budget leaves open
@@ -166,7 +171,10 @@ def quantize(
             loaded = load_model(
                 model, config, dtype=dtype.value, device_map=device_map, trust_remote_code=trust_remote_code
             )
-        saved = save_model(loaded, tokenizer, output, overwrite=overwrite, max_shard_size=max_shard_size)
+        from ..publishing.recipe import recipe_files
+
+        recipe = recipe_files(model, loaded, words_of("quantize", quantize, given, NO_PART_OF_THE_RESULT))
+        saved = save_model(loaded, tokenizer, output, overwrite=overwrite, max_shard_size=max_shard_size, others=recipe)
         if work is not None:
             work.remove()
         seconds = time.perf_counter() - begin

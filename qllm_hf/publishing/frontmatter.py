@@ -1,0 +1,127 @@
+"""A model card as two parts: the YAML block at its top, and the text below; and what must be true of the block.
+
+    ---
+    license: apache-2.0
+    ---
+    # text
+
+Written as huggingface_hub writes it, so reading and saving a card there changes no byte of it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from .licences import licence_problem
+from .problems import PublishError
+
+CARD: Final = "README.md"
+INHERITED: Final = ("language", "license", "license_name", "license_link", "datasets")
+"""What a quantized model takes over from its base model's card."""
+OWNED: Final = (
+    "license",
+    "license_name",
+    "license_link",
+    "library_name",
+    "pipeline_tag",
+    "base_model",
+    "base_model_relation",
+)
+"""Keys that are ours on a card that is already there. `tags` and `model-index` are merged; all others stay."""
+ORDER: Final = ("language", *OWNED, "datasets", "tags")
+INDEX: Final = "model-index"
+_BLOCK: Final = re.compile(r"\A\s*---[ \t]*\r?\n(?P<yaml>.*?)(?:\r?\n)?^---[ \t]*(?:\r?\n|\Z)", re.S | re.M)
+_HUB_ID: Final = re.compile(r"[\w.-]+/[\w.-]+")
+_TEXTS: Final = ("license", "license_name", "license_link", "library_name", "pipeline_tag", "base_model_relation")
+
+
+@dataclass(frozen=True)
+class Card:
+    """A card: the values of its YAML block, and its text."""
+
+    front: dict[str, Any]
+    text: str
+
+
+def read_card(content: str) -> Card:
+    """The parts of a card; one without a YAML block has an empty one.
+
+    Raises:
+        PublishError: the block is no YAML mapping.
+    """
+    import yaml  # type: ignore[import-untyped]
+
+    match = _BLOCK.match(content.removeprefix("\ufeff"))
+    if match is None:
+        return Card({}, content)
+    try:
+        front = yaml.safe_load(match["yaml"]) or {}
+    except yaml.YAMLError as error:
+        first = str(error).split("\n")[0]
+        raise PublishError(f"the block at the top of the card is no YAML ({first}). Repair it by hand.") from None
+    if not isinstance(front, dict):
+        raise PublishError(f"the block at the top of the card holds a {type(front).__name__}, not keys and values.")
+    return Card(front, content.removeprefix("\ufeff")[match.end() :])
+
+
+def write_card(card: Card) -> str:
+    """The card as a text, in the form in which huggingface_hub writes it."""
+    import yaml
+
+    block = yaml.safe_dump(card.front, sort_keys=False, allow_unicode=True)
+    return f"---\n{block.strip()}\n---\n{card.text}"
+
+
+def merge_front(there: Mapping[str, Any], ours: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of a card that is there, with those that are ours; all but the model index, which is merged apart."""
+    kept = {key: value for key, value in there.items() if key not in (*OWNED, "tags", INDEX)}
+    tags = list(dict.fromkeys([*_listed(there.get("tags")), *_listed(ours.get("tags"))]))
+    merged = {**ours, **kept, "tags": tags}
+    return {key: merged[key] for key in (*ORDER, *merged) if key in merged and key != INDEX}
+
+
+def check_front(front: Mapping[str, Any]) -> None:
+    """Raises PublishError if the block is none that the Hub understands, naming each key that is wrong."""
+    if problems := list(_problems(front)):
+        raise PublishError(f"the card would not be understood: {'; '.join(problems)}.")
+
+
+def _problems(front: Mapping[str, Any]) -> Iterator[str]:
+    for key in ("license", "library_name", "pipeline_tag", "tags"):
+        if not front.get(key):
+            yield f"{key} is missing"
+    for key in _TEXTS:
+        if key in front and not isinstance(front[key], str):
+            yield f"{key} is {front[key]!r}, not a text"
+    if isinstance(front.get("license"), str) and (problem := licence_problem(front)):
+        yield problem
+    for base in _listed(front.get("base_model")):
+        if not isinstance(base, str) or not _HUB_ID.fullmatch(base):
+            yield f"base_model {base!r} is no id on the Hub (owner/name)"
+    for key in ("tags", "language", "datasets"):
+        if not all(isinstance(each, str) and each for each in _listed(front.get(key))):
+            yield f"{key} is {front[key]!r}, not a list of words"
+    for model in _listed(front.get(INDEX)):
+        yield from _index_problems(model)
+
+
+def _index_problems(model: Any) -> Iterator[str]:
+    try:
+        for result in model["results"]:
+            name = result["dataset"]["name"]
+            if not (result["task"]["type"] and result["dataset"]["type"] and name and result["metrics"]):
+                yield f"a result of {INDEX} says too little: {result}"
+            for metric in result["metrics"]:
+                if not metric["type"] or isinstance(metric["value"], bool):
+                    yield f"a metric of {name} in {INDEX} has no type or no number"
+        if not model["name"]:
+            yield f"{INDEX} has no name"
+    except (KeyError, TypeError) as error:
+        yield f"{INDEX} lacks {error}"
+
+
+def _listed(value: Any) -> list[Any]:
+    return [] if value is None else value if isinstance(value, list) else [value]
