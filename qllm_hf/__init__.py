@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from . import _autoload
 
 if TYPE_CHECKING:
+    from .advice.recommend import recommend
     from .builtin import reference_model
     from .cache import QllmCache
     from .config import QllmConfig
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     )
     from .inplace import quantize_
     from .methods.sensitivity import measure_sensitivity
+    from .published import published
     from .quantizer import QllmHfQuantizer
     from .reporting.model import report
     from .scheme import Scheme
@@ -45,6 +47,8 @@ _HOME = {
     "QllmConfig": "config",
     "QllmHfQuantizer": "quantizer",
     "Scheme": "scheme",
+    "published": "published",
+    "recommend": "advice.recommend",
     "measure_sensitivity": "methods.sensitivity",
     "quantize_": "inplace",
     "reference_model": "builtin",
@@ -80,7 +84,9 @@ __all__ = [
     "Scheme",
     "SchemeError",
     "measure_sensitivity",
+    "published",
     "quantize_",
+    "recommend",
     "reference_model",
     "report",
 ]

@@ -58,11 +58,11 @@ LAYERS = {
     "results": 14,
     "sweep": 15,
     "advice": 15,
-    "figures": 15,
-    "page": 16,
-    "publishing": 16,
-    "cli": 17,
-    "__main__": 18,
+    "figures": 16,
+    "page": 17,
+    "publishing": 17,
+    "cli": 18,
+    "__main__": 19,
 }
 # These two hand out the rest of the package on demand. What they import late, or for the type checker only,
 # is not checked; what they import at once is, and __init__'s low number keeps `import qllm_hf` cheap.

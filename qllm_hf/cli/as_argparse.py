@@ -54,4 +54,8 @@ def _add(parser: argparse.ArgumentParser, parameter: inspect.Parameter, program:
     # in Annotated, typer keeps the first name where a default would be
     names = [name for name in (info.default, *(info.param_decls or ())) if isinstance(name, str)]
     names = names or ["--" + parameter.name.replace("_", "-")]
-    parser.add_argument(*names, dest=parameter.name, default=parameter.default, **options)
+    if parameter.default is inspect.Parameter.empty:
+        options["required"] = True
+    else:
+        options["default"] = parameter.default
+    parser.add_argument(*names, dest=parameter.name, **options)

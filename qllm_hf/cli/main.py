@@ -8,12 +8,17 @@ import typer
 
 from qllm_hf import __version__
 
+from .bench import bench
+from .card import card
 from .env import env
 from .evaluate import evaluate
 from .generate import generate
 from .info import info
+from .published import published
+from .push import push
 from .quantize import quantize
 from .quickstart import quickstart
+from .recommend import recommend
 from .report import report
 from .stats import stats
 from .sweep import sweep
@@ -27,7 +32,14 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (quickstart, quantize, generate, evaluate, sweep, report, stats, tasks, info, env):
+COMMANDS = (
+    *(quickstart, quantize, generate),
+    *(evaluate, sweep, report, tasks),
+    *(recommend, published, stats, bench),
+    *(card, push),
+    *(info, env),
+)
+for command in COMMANDS:
     app.command()(command)
 
 
@@ -52,8 +64,9 @@ def _program(
       qllm-hf generate model-w4kv8 "Once upon a time"
       qllm-hf evaluate model-w4kv8 --tasks mini
       qllm-hf sweep path/to/model --schemes W4,KV8,W4KV8 -o sweep
-      qllm-hf info model-w4kv8
+      qllm-hf recommend path/to/model --memory 24GB --context 16k --measured sweep
       qllm-hf stats path/to/model --calibration text.jsonl
+      qllm-hf push model-w4kv8 owner/name --results sweep --dry-run
     """
 
 

@@ -14,11 +14,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner
 
 import qllm_hf
-from qllm_hf.cli.main import app
+from qllm_hf.cli.main import COMMANDS, app
 from qllm_hf.cli.output import answering
 from qllm_hf.errors import QllmWarning, SchemeError
 
-VERBS = ("quickstart", "quantize", "generate", "stats", "info", "env")
+VERBS = tuple(command.__name__ for command in COMMANDS)
 PROMPT = "Once upon a time"
 
 
@@ -279,7 +279,7 @@ def test_each_help_has_an_example(verb):
 def test_help_of_every_command_needs_no_torch(tmp_path):
     code = f"""
 import sys
-from qllm_hf.cli.main import app
+from qllm_hf.cli.main import COMMANDS, app
 for verb in {VERBS}:
     try: app([verb, "--help"])
     except SystemExit as stop: assert not stop.code
