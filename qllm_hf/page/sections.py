@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 
 from .. import __version__
+from ..advice.recommend import recommend
+from ..errors import QllmError
 from ..evaluation.record import ABILITIES, Record
 from ..reporting.text import bytes_text
 from ..results import BASELINE, Results
-from ..sweep.table import percent, taken_by, unchanged
+from ..sweep.table import percent, taken_by, unchanged, uneven
 from . import html
 
 
@@ -58,7 +60,7 @@ def summary(results: Results) -> str:
         "items are compared one by one. Bits per weight count scales and zero points; weights count embeddings and "
         "norms. Coverage is the quantized part of the linear weights."
     )
-    said += unchanged(results)
+    said += unchanged(results) + uneven(results)
     lost = [name for name in _measured(results) if name not in shown]
     if lost:
         said += f" The float model is not above guessing in {', '.join(lost)}: nothing there could be lost."
@@ -94,6 +96,19 @@ def scores(results: Results) -> str:
     )
     said += " A star marks a partial score." if results.is_partial else ""
     return html.section("All scores", html.paragraph(html.text(said)), html.table(rows))
+
+
+def advice(results: Results) -> str:
+    """What is recommended for the abilities that were measured; "" where the model's shapes are not to be had here."""
+    try:
+        said = str(recommend(results.model, abilities=_measured(results), measured=results.folder))
+    except QllmError:  # results travel further than models: another machine, a folder that is gone
+        return ""
+    how = (
+        "For the measured abilities, one sequence of 2,048 tokens and no limit of memory. Ask for another situation: "
+        "qllm-hf recommend MODEL --memory 24GB --context 16k --batch 8 --measured RESULTS"
+    )
+    return html.section("Recommendation", html.paragraph(html.text(how)), f"<pre>{html.text(said)}</pre>")
 
 
 def provenance(results: Results) -> str:

@@ -51,7 +51,7 @@ def render(results: Results, figures: list[Figure], missing: list[Missing]) -> s
     """The page."""
     body = [sections.summary(results)]
     body += [_picture(figure) for figure in figures]
-    body += [sections.sizes(results), sections.scores(results), sections.provenance(results)]
+    body += [sections.sizes(results), sections.scores(results), sections.advice(results), sections.provenance(results)]
     if missing:
         rows = [["picture", "why it is not here"], *([each.title, each.reason] for each in missing)]
         body.append(html.section("Not drawn", html.table(rows)))

@@ -85,12 +85,26 @@ def unchanged(results: Results) -> str:
     return f" ±0.0: no item changed; of {least} items, up to {3 / least:.1%} may change and not have been seen."
 
 
+def uneven(results: Results) -> str:
+    """Which schemes lack tasks that others have, as a sentence to add: their means are of other tasks; "" if none."""
+    measured = {scheme: {record.task for record in results.of(scheme)} for scheme in results.schemes}
+    every = set().union(*measured.values())
+    lacking: dict[tuple[str, ...], list[str]] = {}
+    for scheme, tasks in measured.items():
+        if tasks != every:
+            lacking.setdefault(tuple(task for task in results.tasks if task not in tasks), []).append(scheme)
+    if not lacking:
+        return ""
+    said = "; ".join(f"{', '.join(schemes)} without {', '.join(tasks)}" for tasks, schemes in lacking.items())
+    return f" Means are of different tasks: {said}."
+
+
 def _remark(results: Results, shown: Sequence[str]) -> str:
     text = (
         f"Abilities: percent of {BASELINE}'s score above guessing that is left, mean over tasks, with its standard "
         "error (items compared one by one). A difference below two standard errors is noise."
     )
-    text += unchanged(results)
+    text += unchanged(results) + uneven(results)
     if missing := sorted({record.ability for record in results.records if record.in_ability} - set(shown)):
         text += f" {BASELINE} is not above guessing in {', '.join(missing)}: nothing there could be lost."
     if results.is_partial:

@@ -39,7 +39,9 @@ def test_sweep_says_what_is_left(swept):
     assert [line.split()[0] for line in lines[1:5]] == ["FP16", "W4", "W2", "KV2"]
     assert "PARTIAL" in result.stdout
     assert result.stdout.rstrip().endswith(f"report in {folder / 'report.html'}")
-    assert (folder / "report.html").exists() and (folder / "figures" / "abilities.png").exists()
+    assert (folder / "figures" / "abilities.png").exists()
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    assert '<section id="recommendation">' in page and "Measured losses in %" in page
 
 
 def test_every_score_is_told_while_it_runs(swept):
