@@ -266,6 +266,41 @@ def peers() -> str:
     return table(["library", "method", *(f"{scheme} g{size}" for _, scheme, size in columns)], lines)
 
 
+def cost() -> str:
+    """How near predicted bytes come to measured ones."""
+    names = {
+        "weights": "weights of a loaded model",
+        "file": "tensors of its safetensors file",
+        "kv": "KV cache after generate",
+        "states": "states of state-space layers",
+    }
+    found: dict[str, list[dict[str, str]]] = {}
+    for row in rows("cost"):
+        found.setdefault(row["quantity"], []).append(row)
+    lines = []
+    for quantity, of in found.items():
+        exact = sum(row["predicted"] == row["measured"] for row in of)
+        worst = max(abs(float(row["ratio"]) - 1) for row in of)
+        models = len({row["model"] for row in of})
+        lines.append([names.get(quantity, quantity), str(models), str(len(of)), str(exact), f"{worst:.4%}"])
+    return table(["bytes of", "models", "comparisons", "exact", "largest difference"], lines)
+
+
+def speed() -> str:
+    """Seconds of the float model, and the speed of packed ones in parts of it."""
+    lines = []
+    for row in rows("speed"):
+        cells = [row["model"], row["batch"], row["scheme"], f"{float(row['weight_bytes']) / 1e6:.0f} MB"]
+        if row["status"] != "ok":
+            lines.append([*cells, row["status"], "", "", "", ""])
+            continue
+        times = [f"{float(row[f'{stage}_s']):.3f}" for stage in ("prefill", "decode")]
+        parts = [row[f"{stage}_ratio"] for stage in ("prefill", "decode", "end_to_end")]
+        lines.append([*cells, *times, *(f"{float(part):.2f}x" if part else "" for part in parts)])
+    header = ["model", "batch", "scheme", "weights", "prefill, s", "a token, s", "prefill", "decode", "end to end"]
+    return table(header, lines)
+
+
 FILES: dict[Path, dict[str, Callable[[], str]]] = {
     REPO / "README.md": {
         "abilities": abilities,
@@ -275,6 +310,7 @@ FILES: dict[Path, dict[str, Callable[[], str]]] = {
         "caches": caches,
         "loading": loading,
     },
+    REPO / "docs" / "choosing.md": {"cost": cost, "speed": speed},
     REPO / "docs" / "evaluation.md": {"kv_scores": kv_scores, "evaluation": evaluation, "scores": scores},
     REPO / "docs" / "methods.md": {
         "calibration": calibration,

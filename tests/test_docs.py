@@ -19,6 +19,7 @@ README = REPO / "README.md"
 # {page: languages of the blocks that are run}
 PAGES = {
     README: {"python", "bash"},
+    REPO / "docs" / "choosing.md": {"python", "bash"},
     REPO / "docs" / "evaluation.md": {"python"},
     REPO / "docs" / "methods.md": {"python", "bash"},
 }
