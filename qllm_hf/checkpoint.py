@@ -152,6 +152,28 @@ def read_header(path: Path) -> tuple[dict[str, StoredTensor], dict[str, str]]:
     return tensors, metadata
 
 
+def settle_header(path: Path) -> None:
+    """Put the metadata of a safetensors file in alphabetical order, in place.
+
+    safetensors writes it in an order that differs from one time to the next, and the same model would have another
+    hash each time it is saved. Nothing moves: the header stays as long as it was.
+    """
+    with path.open("r+b") as file:
+        length = int.from_bytes(file.read(8), "little")
+        raw = file.read(length)
+        metadata = json.loads(raw).get("__metadata__")
+        if metadata is None:
+            return
+        before, after = (
+            json.dumps(order, separators=(",", ":"), ensure_ascii=False).encode()
+            for order in (metadata, dict(sorted(metadata.items())))
+        )
+        settled = raw.replace(before, after, 1)
+        if len(settled) == length:
+            file.seek(8)
+            file.write(settled)
+
+
 def _stored(entry: dict[str, Any]) -> StoredTensor:
     start, end = entry["data_offsets"]
     return StoredTensor(str(entry["dtype"]), tuple(int(size) for size in entry["shape"]), int(end) - int(start))

@@ -22,7 +22,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from .builtin import BUILTIN, REFERENCE, builtin_like
-from .checkpoint import PACKED, Checkpoint, read_checkpoint, read_config, some
+from .checkpoint import PACKED, Checkpoint, read_checkpoint, read_config, settle_header, some
 from .config import QUANT_METHOD, QllmConfig
 from .errors import CheckpointError, ModelError, did_you_mean
 from .families import REPLACED_REMOTE_CODE
@@ -256,6 +256,7 @@ def save_model(
         usual = (partial / "config.json").stat().st_mode
         for file in read_checkpoint(partial).files:
             file.chmod(usual)  # safetensors leaves its files readable by their owner only
+            settle_header(file)
         _rename(partial, out_dir, replaced)
     finally:
         shutil.rmtree(partial, ignore_errors=True)

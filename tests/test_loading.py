@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 
 import qllm_hf
-from qllm_hf.checkpoint import INDEX, SINGLE, read_checkpoint
+from qllm_hf.checkpoint import INDEX, SINGLE, read_checkpoint, settle_header
 from qllm_hf.errors import CheckpointError, ConfigError, ModelError
 from qllm_hf.families import REPLACED_REMOTE_CODE
 from qllm_hf.loading import (
@@ -354,3 +354,25 @@ def test_transformers_alone_reads_what_was_saved(saved, model):
     again = AutoModelForCausalLM.from_pretrained(saved)
     ids = torch.tensor([[1, 403, 407]])
     assert torch.equal(again(ids).logits, model(ids).logits)
+
+
+def test_a_model_that_is_saved_again_has_the_same_bytes(saved, tmp_path):
+    """safetensors orders its metadata anew each time: of eight files, all would agree by chance in one of 128 runs."""
+    model = load_model(str(saved))
+    contents = {(save_model(model, None, tmp_path / str(number)) / SINGLE).read_bytes() for number in range(8)}
+    assert len(contents) == 1
+    with safe_open(tmp_path / "0" / SINGLE, "pt") as file:
+        assert list(file.metadata()) and len(file.keys()) > 20
+
+
+def test_a_settled_header_holds_what_it_held(tmp_path):
+    metadata = {"z": 'last "quoted"', "format": "pt", "a": "é"}
+    save_file({"x": torch.arange(6.0)}, tmp_path / "one.safetensors", metadata)
+    before = (tmp_path / "one.safetensors").read_bytes()
+    settle_header(tmp_path / "one.safetensors")
+    after = (tmp_path / "one.safetensors").read_bytes()
+    assert len(after) == len(before)
+    with safe_open(tmp_path / "one.safetensors", "pt") as file:
+        assert file.metadata() == metadata
+        assert torch.equal(file.get_tensor("x"), torch.arange(6.0))
+    assert list(json.loads(after[8 : 8 + int.from_bytes(after[:8], "little")])["__metadata__"]) == ["a", "format", "z"]
