@@ -55,6 +55,7 @@ def made_up(*groups, weights=1000, states=0):
     return ModelCost("FP16", "float16", weights, 500, 500, groups, states, NO_WORK)
 
 
+@pytest.mark.oldest
 @pytest.mark.parametrize(
     ("name", "scheme"), [(n, s) for n in benchmark.FAMILIES for s in benchmark.SCHEMES if benchmark.makes_sense(n, s)]
 )
