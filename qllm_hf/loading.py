@@ -111,6 +111,15 @@ def quantization_of(config: dict[str, Any]) -> QllmConfig | None:
     return stored
 
 
+def check_float(name_or_path: str, *, trust_remote_code: bool = False) -> None:
+    """Raises ModelError if a model is quantized already; otherwise as `config_dict`."""
+    stored = quantization_of(config_dict(name_or_path, trust_remote_code=trust_remote_code))
+    if stored is not None:
+        raise ModelError(
+            f"{name_or_path!r} is quantized already ({stored.scheme}). Give the float model it was made from."
+        )
+
+
 def model_on_meta(name_or_path: str, *, dtype: str = "auto", trust_remote_code: bool = False) -> PreTrainedModel:
     """The float model with all its shapes and no weights: nothing but config.json is read.
 
@@ -168,22 +177,30 @@ def load_model(
         ConfigError: a packed checkpoint was asked for other weights than it holds.
     """
     quantization_of(config_dict(name_or_path, trust_remote_code=trust_remote_code))
-    folder = local_folder(name_or_path)
-    if folder is not None:
-        read_checkpoint(folder)
     options: dict[str, Any] = {} if config is None else {"quantization_config": config}
     if device_map is not None:
         options["device_map"] = device_map
-    with _hub_errors(name_or_path), warnings.catch_warnings():
+    with warnings.catch_warnings():
         # said for each packed checkpoint that is given a config; the quantizer checks what may change
         warnings.filterwarnings("ignore", message="You passed `quantization_config`")
+        return load_whole(name_or_path, dtype=dtype, trust_remote_code=trust_remote_code, **options)
+
+
+def load_whole(name_or_path: str, **options: Any) -> PreTrainedModel:
+    """`from_pretrained` with checks before and after: no file is damaged, and no weight is left to chance.
+
+    Args:
+        options: of `from_pretrained`.
+
+    Raises:
+        CheckpointError: files are missing or damaged (`qllm_hf.checkpoint`), or hold no tensor for some weight.
+    """
+    folder = local_folder(name_or_path)
+    if folder is not None:
+        read_checkpoint(folder)
+    with _hub_errors(name_or_path):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
-            _where(name_or_path),
-            dtype=dtype,
-            trust_remote_code=trust_remote_code,
-            use_safetensors=True,
-            output_loading_info=True,
-            **options,
+            _where(name_or_path), use_safetensors=True, output_loading_info=True, **options
         )
     model: PreTrainedModel = loaded[0]
     missing = sorted(loaded[1]["missing_keys"])

@@ -14,15 +14,15 @@ from typing import Any
 import torch
 from accelerate.hooks import remove_hook_from_module
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.utils import logging
 
 from . import __version__
-from .checkpoint import read_checkpoint, some
+from .checkpoint import read_checkpoint
 from .config import QllmConfig
 from .errors import CheckpointError, ConfigError
 from .inplace import adopt_
-from .loading import config_dict, local_folder, model_on_meta, quantization_of
+from .loading import check_float, load_whole, local_folder, model_on_meta
 from .methods.blocks import Blocks, block_list
 from .methods.calibration import Calibration
 from .methods.engine import calibrate_
@@ -58,11 +58,7 @@ def offloaded(name_or_path: str, *, dtype: str = "auto", trust_remote_code: bool
     Raises:
         CheckpointError, ModelError: as `loading.load_model`.
     """
-    quantization_of(config_dict(name_or_path, trust_remote_code=trust_remote_code))
-    folder = local_folder(name_or_path)
-    if folder is not None:
-        read_checkpoint(folder)
-    where = str(folder or name_or_path)
+    check_float(name_or_path, trust_remote_code=trust_remote_code)
     shapes = model_on_meta(name_or_path, dtype=dtype, trust_remote_code=trust_remote_code)
     name = block_list(shapes, make_plan(shapes, QllmConfig(w=4)))
     device_map = _device_map(shapes, name)
@@ -73,25 +69,17 @@ def offloaded(name_or_path: str, *, dtype: str = "auto", trust_remote_code: bool
         told.setLevel(python_logging.ERROR)  # that blocks are on the meta device is what was asked for
         logging.disable_progress_bar()
         try:
-            loaded: Any = AutoModelForCausalLM.from_pretrained(
-                where,
+            model = load_whole(
+                name_or_path,
                 dtype=dtype,
                 device_map=device_map,
                 offload_folder=temporary,
                 trust_remote_code=trust_remote_code,
-                use_safetensors=True,
-                output_loading_info=True,
             )
         finally:
             told.setLevel(level)
             if bars:
                 logging.enable_progress_bar()
-        model: PreTrainedModel = loaded[0]
-        if missing := sorted(loaded[1]["missing_keys"]):
-            raise CheckpointError(
-                f"{name_or_path!r} holds no tensor for {some(missing)}: they would be random numbers. "
-                "Is this the checkpoint of another model, or of a model without its output head?"
-            )
         weights = _weights_map(model)
         remove_hook_from_module(model, recurse=True)
         # what accelerate sets on instances: without it the model is an ordinary one again

@@ -13,7 +13,7 @@ from ..cost.model import ModelCost
 from ..cost.typical import typical_model
 from ..errors import CheckpointError, ConfigError, ModelError
 from ..families import family as architecture
-from ..loading import config_dict, local_folder, model_on_meta, quantization_of
+from ..loading import check_float, local_folder, model_on_meta
 from ..published.names import family_name, study_model
 from ..published.read import models
 from ..results import Results, read_results
@@ -133,9 +133,7 @@ def _shapes(model: str | PreTrainedModel, trust_remote_code: bool) -> tuple[PreT
         if getattr(model.config, "quantization_config", None) is not None:
             raise ModelError("the model is quantized already. Give the float model it was made from.")
         return model, model.name_or_path or type(model).__name__
-    stored = quantization_of(config_dict(model, trust_remote_code=trust_remote_code))
-    if stored is not None:
-        raise ModelError(f"{model!r} is quantized already ({stored.scheme}). Give the float model it was made from.")
+    check_float(model, trust_remote_code=trust_remote_code)
     return model_on_meta(model, trust_remote_code=trust_remote_code), model
 
 

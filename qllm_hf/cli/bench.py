@@ -67,15 +67,10 @@ def bench(
         from ..efficiency.ratios import row_of
         from ..efficiency.run import Bench, Settings, cases_of
         from ..efficiency.text import page
-        from ..errors import ModelError
-        from ..loading import config_dict, load_model, model_on_meta, quantization_of
+        from ..loading import check_float, load_model, model_on_meta
 
         device = _device(device_map)
-        stored = quantization_of(config_dict(model, trust_remote_code=trust_remote_code))
-        if stored is not None:
-            raise ModelError(
-                f"{model!r} is quantized already ({stored.scheme}). Give the float model it was made from."
-            )
+        check_float(model, trust_remote_code=trust_remote_code)
         shapes = model_on_meta(model, dtype=dtype.value, trust_remote_code=trust_remote_code)
         positions = getattr(shapes.config.get_text_config(decoder=True), "max_position_embeddings", None)
         cases = cases_of(batches, inputs, output_tokens, positions)

@@ -106,15 +106,14 @@ def quantize(
         if output is None and not dry_run:
             raise UsageError("say where to save: -o DIR, or only look at what would happen: --dry-run.")
 
-        from ..errors import CheckpointError, ConfigError, ModelError
+        from ..errors import CheckpointError, ConfigError
         from ..loading import (
+            check_float,
             check_output,
-            config_dict,
             load_model,
             load_tokenizer,
             local_folder,
             model_on_meta,
-            quantization_of,
             save_model,
         )
         from ..reporting.model import plan_report, report
@@ -122,11 +121,7 @@ def quantize(
 
         if str(config.scheme) == "FP16":
             raise ConfigError(f"scheme {scheme!r} quantizes nothing. Give bits below 16, such as W4KV8.")
-        stored = quantization_of(config_dict(model, trust_remote_code=trust_remote_code))
-        if stored is not None:
-            raise ModelError(
-                f"{model!r} is quantized already ({stored.scheme}). Give the float model it was made from."
-            )
+        check_float(model, trust_remote_code=trust_remote_code)
         if dry_run:
             shapes = model_on_meta(model, dtype=dtype.value, trust_remote_code=trust_remote_code)
             planned = plan_report(shapes, config)

@@ -98,15 +98,12 @@ def _look(
     """The rows of a model, and what is recorded of them."""
     from ..analysis.record import record
     from ..analysis.tensors import measure
-    from ..errors import ModelError
-    from ..loading import config_dict, load_tokenizer, quantization_of
+    from ..loading import check_float, load_tokenizer
     from ..methods.calibration import read_calibration
     from ..methods.residence import FromDisk
     from ..streamed import offloaded
 
-    stored = quantization_of(config_dict(model, trust_remote_code=trust_remote_code))
-    if stored is not None:
-        raise ModelError(f"{model!r} is quantized already ({stored.scheme}). Give the float model it was made from.")
+    check_float(model, trust_remote_code=trust_remote_code)
     text = None
     if calibration is not None:
         tokenizer = load_tokenizer(model, trust_remote_code=trust_remote_code)
