@@ -68,12 +68,16 @@ class Size:
         """Bytes of the KV cache of `batch` sequences of `tokens` tokens."""
         if self.kv is None:
             return None
-        return batch * sum(size * min(tokens, window or tokens) for size, window in self.kv)
+        return batch * sum(size * (tokens if kept is None else min(tokens, kept)) for size, kept in self.kv)
 
     @classmethod
     def of(cls, report: Report, model: str, revision: str, scheme: str) -> Size:
         """The size that a report says."""
-        kv = tuple((group.bytes_per_token_after, group.window) for group in report.kv.groups)
+        # of a window's tokens the last one comes with the query, and the cache keeps the others
+        kv = tuple(
+            (group.bytes_per_token_after, None if group.window is None else group.window - 1)
+            for group in report.kv.groups
+        )
         return cls(
             scheme=scheme,
             model=model,
@@ -178,18 +182,22 @@ class Results:
                 found.setdefault(change.record.ability, []).append(change.recovery)
         return {ability: _mean_of(found[ability]) for ability in abilities if ability in found}
 
-    @cached_property
-    def _changes(self) -> dict[tuple[str, str], Change]:
+    def lines(self, record: Record) -> list[dict[str, Any]]:
+        """What is kept of each item of a score; [] if nothing is."""
         store = Store(None)
         store.folder = self.folder
+        return read_lines(store.samples(record))
+
+    @cached_property
+    def _changes(self) -> dict[tuple[str, str], Change]:
         before = {record.task: record for record in self.of(BASELINE)}
-        values = {task: _values(store, record) for task, record in before.items()}
+        values = {task: _values(self.lines(record), record) for task, record in before.items()}
         found = {}
         for record in self.records:
             baseline = before.get(record.task)
             if baseline is None or _asked(baseline) != _asked(record):
                 continue
-            now = values[record.task] if record is baseline else _values(store, record)
+            now = values[record.task] if record is baseline else _values(self.lines(record), record)
             found[record.scheme, record.task] = _compare(record, baseline, now, values[record.task])
         return found
 
@@ -252,9 +260,9 @@ def _asked(record: Record) -> tuple[Any, ...]:
     return *asked, record.dtype
 
 
-def _values(store: Store, record: Record) -> dict[Any, float]:
+def _values(lines: Sequence[Mapping[str, Any]], record: Record) -> dict[Any, float]:
     """{item: what it was worth} of the items that count; {} if the score is not their mean."""
-    counted = [line for line in read_lines(store.samples(record)) if line.get("group") != ORIGINAL]
+    counted = [line for line in lines if line.get("group") != ORIGINAL]
     values = {line["id"]: float(line["value"]) for line in counted if isinstance(line.get("value"), int | float)}
     is_mean = len(values) == record.items and math.isclose(
         math.fsum(values.values()) / len(values), record.value, abs_tol=1e-9

@@ -8,9 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from made_results import MODEL, REVISION, add, add_size, rewrite
+from tiny_models import float_model
 
+from qllm_hf.cost.model import cost_of
 from qllm_hf.errors import CheckpointError
 from qllm_hf.evaluation.statistics import mean, recovery
+from qllm_hf.reporting.model import report
 from qllm_hf.results import Size, read_results
 
 BEFORE = [1.0] * 18 + [0.0] * 2
@@ -157,3 +160,13 @@ def test_windows_forget(groups, tokens, batch):
             expected += per_token * (window is None or tokens - token <= window)
     assert size.kv_bytes(tokens, batch) == batch * expected
     assert size.kv_bytes_per_token == sum(per_token for per_token, _ in groups)
+
+
+def test_a_size_keeps_what_the_cost_model_says_of_windows():
+    """Both count what transformers keeps: the last of a window's tokens comes with the query."""
+    model = float_model("gemma3_text")
+    size = Size.of(report(model), MODEL, REVISION, "FP16")
+    cost = cost_of(model, None)
+    assert any(window is not None for _, window in size.kv)
+    for tokens in (1, 7, 8, 9, 100, 4096):
+        assert size.kv_bytes(tokens, 3) == cost.kv_bytes(3, tokens), tokens

@@ -9,10 +9,8 @@ from functools import partial
 from typing import Any
 
 from ..drawing import look
-from ..evaluation.lines import read_lines
 from ..evaluation.record import Record
 from ..evaluation.statistics import Estimate, mean
-from ..evaluation.store import Store
 from ..results import BASELINE, Results
 from ..sweep.table import percent
 from .figure import Figure, Missing
@@ -85,10 +83,8 @@ def score_by_position(results: Results) -> Figure | Missing:
 
 def _by_place(results: Results, record: Record) -> dict[int, list[float]]:
     """{tenth of the text: what its items were worth}."""
-    store = Store(None)
-    store.folder = results.folder
     places: dict[int, list[float]] = {}
-    for line in read_lines(store.samples(record)):
+    for line in results.lines(record):
         value, position = line.get("value"), line.get("position")
         if (tenth := _PLACE.fullmatch(str(line.get("group", "")))) is not None:
             place = int(tenth[1]) - 1

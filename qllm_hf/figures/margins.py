@@ -11,10 +11,8 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from ..evaluation.lines import read_lines
 from ..evaluation.record import Record
 from ..evaluation.statistics import mean
-from ..evaluation.store import Store
 from ..results import BASELINE, Results
 from .figure import Figure, Missing
 
@@ -131,11 +129,9 @@ def _margins(results: Results, scheme: str, task: str) -> Margins:
 
 
 def _read(results: Results, record: Record) -> Margins:
-    store = Store(None)
-    store.folder = results.folder
     found: Margins = {}
     agree = 0
-    for line in read_lines(store.samples(record)):
+    for line in results.lines(record):
         likelihoods, label = line.get("likelihoods"), line.get("label")
         if not likelihoods or len(likelihoods) < 2 or not isinstance(label, int):
             continue

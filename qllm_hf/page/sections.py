@@ -10,7 +10,7 @@ from ..errors import QllmError
 from ..evaluation.record import ABILITIES, Record
 from ..reporting.text import bytes_text
 from ..results import BASELINE, Results
-from ..sweep.table import percent, taken_by, unchanged, uneven
+from ..sweep.table import percent, summary_rows, unchanged, uneven
 from . import html
 
 
@@ -43,25 +43,14 @@ def name_of(results: Results) -> str:
 
 def summary(results: Results) -> str:
     """One line per scheme: what it takes, and what is left."""
-    recovered = {scheme: results.recovery(scheme) for scheme in results.schemes}
-    shown = [ability for ability in ABILITIES if any(ability in found for found in recovered.values())]
-    rows = [["", "bits/weight", "weights", "KV/token", "coverage", *shown]]
-    for scheme in results.schemes:
-        size = results.sizes.get(scheme)
-        taken = ["", "", "", ""] if size is None else [*taken_by(size), f"{size.coverage:.0%}" if size.coverage else ""]
-        kept = [percent(recovered[scheme].get(ability)) for ability in shown]
-        rows.append([scheme, *taken, *(["100"] * len(shown) if scheme == BASELINE else kept)])
-    scores = results.abilities(BASELINE)
-    if scores:
-        cells = [f"{scores[name].value:.3f}" if name in scores else "" for name in shown]
-        rows.append([f"{BASELINE} scores", "", "", "", "", *cells])
+    rows = summary_rows(results, coverage=True)
     said = (
         "Abilities in percent of the float model's score above guessing, mean over tasks, with the standard error; "
         "items are compared one by one. Bits per weight count scales and zero points; weights count embeddings and "
         "norms. Coverage is the quantized part of the linear weights."
     )
     said += unchanged(results) + uneven(results)
-    lost = [name for name in _measured(results) if name not in shown]
+    lost = [name for name in _measured(results) if name not in rows[0]]
     if lost:
         said += f" The float model is not above guessing in {', '.join(lost)}: nothing there could be lost."
     return html.section("Summary", html.table(rows), html.paragraph(html.text(said)))

@@ -28,27 +28,31 @@ def running(labels: Sequence[str], tasks: Sequence[str], records: Iterable[Recor
 
 def summary(results: Results) -> str:
     """What each scheme takes, and the part of the float model's score above guessing that it keeps, by ability."""
+    rows = summary_rows(results)
+    parts = [
+        table(rows, "l" + "r" * (len(rows[0]) - 1), indent=0),
+        textwrap.fill(_remark(results, rows[0]), WIDTH),
+    ]
+    return "\n\n".join(parts)
+
+
+def summary_rows(results: Results, *, coverage: bool = False) -> list[list[str]]:
+    """The lines of `summary`, the header first; with the quantized part of the linear weights if it is asked for."""
     recovered = {scheme: results.recovery(scheme) for scheme in results.schemes}
     shown = [ability for ability in ABILITIES if any(ability in found for found in recovered.values())]
-    rows = [["", "bits/weight", "weights", "KV/token", *shown]]
+    taken = ["bits/weight", "weights", "KV/token", *(["coverage"] if coverage else [])]
+    rows = [["", *taken, *shown]]
     for scheme in results.schemes:
         size = results.sizes.get(scheme)
-        taken = ["", "", ""]
-        if size is not None:
-            kv = size.kv_bytes_per_token
-            taken = [
-                f"{size.bits_per_weight:.2f}",
-                bytes_text(size.weight_bytes),
-                "?" if kv is None else bytes_text(kv),
-            ]
+        cells = [""] * len(taken) if size is None else taken_by(size)
+        if coverage and size is not None:
+            cells.append(f"{size.coverage:.0%}" if size.coverage else "")
         kept = [percent(recovered[scheme].get(ability)) for ability in shown]
-        rows.append([scheme, *taken, *(["100"] * len(shown) if scheme == BASELINE else kept)])
-    scores = results.abilities(BASELINE)
-    if scores:
-        cells = [f"{scores[ability].value:.3f}" if ability in scores else "" for ability in shown]
-        rows.append([f"{BASELINE} scores", "", "", "", *cells])
-    parts = [table(rows, "l" + "r" * (len(rows[0]) - 1), indent=0), textwrap.fill(_remark(results, shown), WIDTH)]
-    return "\n\n".join(parts)
+        rows.append([scheme, *cells, *(["100"] * len(shown) if scheme == BASELINE else kept)])
+    if scores := results.abilities(BASELINE):
+        values = [f"{scores[ability].value:.3f}" if ability in scores else "" for ability in shown]
+        rows.append([f"{BASELINE} scores", *[""] * len(taken), *values])
+    return rows
 
 
 def taken_by(size: Size) -> list[str]:
