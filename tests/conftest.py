@@ -5,6 +5,8 @@ import os
 # Before any import below: huggingface_hub and transformers read these once, when they are imported.
 os.environ["HF_HUB_OFFLINE"] = "0" if os.environ.get("QLLM_TEST_NETWORK") == "1" else "1"
 os.environ["TRANSFORMERS_VERBOSITY"] = "error"
+# The programs that tests start inherit it. With more threads than cores left, theirs spin while waiting for each other.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 import importlib.util
 import json
