@@ -1,6 +1,7 @@
 """The report is one file that holds everything, shows what the records say, and runs nothing."""
 
 import re
+import shutil
 from html.parser import HTMLParser
 
 import pytest
@@ -55,9 +56,9 @@ class Page(HTMLParser):
             self.tables[-1][-1][-1] += data
 
 
-@pytest.fixture
-def folder(tmp_path):
-    folder = tmp_path / "results"
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("report") / "results"
     for scheme, values in (("FP16", BEFORE), ("W4", AFTER), ("KV4", BEFORE)):
         for task in ("mini_cloze", "mini_ethics", "mini_lines_256"):
             add(folder, scheme, task, values)
@@ -66,37 +67,49 @@ def folder(tmp_path):
     return folder
 
 
+@pytest.fixture(scope="module")
+def shown(made, tmp_path_factory):
+    """The page of results as they are, and its text: to draw its pictures takes longer than any look at them."""
+    return page_of(shutil.copytree(made, tmp_path_factory.mktemp("shown") / "results"))
+
+
+@pytest.fixture
+def folder(made, tmp_path):
+    """Results to change."""
+    return shutil.copytree(made, tmp_path / "results")
+
+
 def page_of(folder) -> tuple[Page, str]:
     text = write_report(folder).read_text(encoding="utf-8")
     return Page(text), text
 
 
-def test_page_holds_everything_and_fetches_nothing(folder):
-    page, text = page_of(folder)
+def test_page_holds_everything_and_fetches_nothing(shown):
+    page, text = shown
     assert all(each.startswith("data:image/png;base64,") for each in page.fetched), "heat maps are inside"
     assert not page.tags & {"script", "iframe", "object", "link", "form"}
     assert "@import" not in text and "url(http" not in text
     assert text.count("<svg") >= 5
 
 
-def test_links_lead_somewhere_and_ids_are_unique(folder):
-    page, _ = page_of(folder)
+def test_links_lead_somewhere_and_ids_are_unique(shown):
+    page, _ = shown
     assert len(page.ids) == len(set(page.ids))
     assert {link[1:] for link in page.links} <= set(page.ids)
     assert "summary" in page.ids
 
 
-def test_summary_says_what_the_results_say(folder):
-    page, _ = page_of(folder)
+def test_summary_says_what_the_results_say(shown, made):
+    page, _ = shown
     summary = {row[0]: row for row in page.tables[0]}
-    kept = read_results(folder).recovery("W4")
+    kept = read_results(made).recovery("W4")
     assert summary["W4"][5:] == [f"{100 * kept[name].value:.1f}±{100 * kept[name].stderr:.1f}" for name in kept]
     assert summary["KV4"][5] == "100.0±0.0" and summary["FP16"][5] == "100"
     assert summary["FP16 scores"][5] == "1.000"
 
 
-def test_all_scores_are_there_with_noise_marked(folder):
-    page, _ = page_of(folder)
+def test_all_scores_are_there_with_noise_marked(shown):
+    page, _ = shown
     (scores,) = (table for table in page.tables if table[0][:3] == ["scheme", "ability", "task"])
     assert len(scores) == 1 + 9
     rows = {(row[0], row[2]): row for row in scores}
@@ -105,13 +118,13 @@ def test_all_scores_are_there_with_noise_marked(folder):
     assert rows["KV4", "mini_cloze"][5] == "+0.0000±0.0000 (noise)"
 
 
-def test_what_was_typed_is_shown(folder):
-    _, text = page_of(folder)
+def test_what_was_typed_is_shown(shown):
+    _, text = shown
     assert "qllm-hf sweep model --schemes W4 -o &#x27;my results&#x27;" in text
 
 
-def test_whole_scores_are_not_called_partial_and_partial_ones_are(folder):
-    assert "PARTIAL" not in page_of(folder)[1]
+def test_whole_scores_are_not_called_partial_and_partial_ones_are(shown, folder):
+    assert "PARTIAL" not in shown[1]
     rewrite(folder / "records.jsonl", lambda line: {**line, "limit": 20})
     assert "PARTIAL: only the first 20 items" in page_of(folder)[1]
 
@@ -131,8 +144,8 @@ def test_folders_above_the_model_are_not_told(folder):
     assert heading == "What quantization costs llama"
 
 
-def test_missing_pictures_are_named(folder):
-    page, _ = page_of(folder)
+def test_missing_pictures_are_named(shown):
+    page, _ = shown
     (missing,) = (table for table in page.tables if table[0] == ["picture", "why it is not here"])
     assert "What is lost by bits" in {row[0] for row in missing}
 
