@@ -7,6 +7,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 # The lower bound in pyproject.toml; tests/test_packaging.py compares the two.
 OLDEST := 5.17.0
+# Tests of one file stay together as long as they can, since they share fixtures; a worker without work takes half of
+# another's. WORKERS=0 runs all in one process.
+WORKERS ?= auto
+PYTEST = $(BIN)/pytest -n $(WORKERS) --dist worksteal
 
 INSTALLED := $(VENV)/.installed
 INSTALLED_OLDEST := $(VENV)/oldest/.installed
@@ -14,6 +18,10 @@ INSTALLED_OLDEST := $(VENV)/oldest/.installed
 SOURCES := pyproject.toml README.md $(shell find qllm_hf -not -path '*/__pycache__*')
 
 heading = @printf '\n== %s ==\n' '$(1)'
+
+# pip is told not to compile what it installs, since most of it is never imported. Then Python must be free to keep
+# what it compiles itself.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: quickstart test test-oldest check format clean
 .NOTPARALLEL:
@@ -28,13 +36,13 @@ test:
 	@$(MAKE) --no-print-directory $(INSTALLED)
 	@$(MAKE) --no-print-directory check
 	$(call heading,Tests with the newest supported transformers)
-	$(BIN)/pytest
+	$(PYTEST)
 	@$(MAKE) --no-print-directory test-oldest
 
 # The old transformers shadows the installed one; torch and the rest stay, so nothing big is installed twice.
 test-oldest: $(INSTALLED_OLDEST)
 	$(call heading,Version-sensitive tests with transformers $(OLDEST))
-	PYTHONPATH="$(CURDIR)/$(VENV)/oldest" QLLM_TEST_TRANSFORMERS=$(OLDEST) $(BIN)/pytest -m oldest
+	PYTHONPATH="$(CURDIR)/$(VENV)/oldest" QLLM_TEST_TRANSFORMERS=$(OLDEST) $(PYTEST) -m oldest
 
 check: $(INSTALLED)
 	$(call heading,Lint)
@@ -57,7 +65,8 @@ $(INSTALLED): $(SOURCES)
 	$(call heading,Install into $(VENV))
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	rm -rf build/lib build/bdist.* *.egg-info
-	$(BIN)/python -m pip install --quiet ".[test]"
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --no-compile ".[test]"
 	rm -rf build/lib build/bdist.* *.egg-info
 	@touch $@
 
@@ -65,7 +74,7 @@ $(INSTALLED): $(SOURCES)
 $(INSTALLED_OLDEST): Makefile | $(INSTALLED)
 	$(call heading,Install transformers $(OLDEST) beside it)
 	rm -rf $(VENV)/oldest
-	$(BIN)/python -m pip install --quiet --target $(VENV)/oldest httpx
-	$(BIN)/python -m pip install --quiet --no-deps --target $(VENV)/oldest \
+	$(BIN)/python -m pip install --quiet --no-compile --target $(VENV)/oldest httpx
+	$(BIN)/python -m pip install --quiet --no-compile --no-deps --target $(VENV)/oldest \
 		"transformers==$(OLDEST)" "huggingface_hub<2"
 	@touch $@
