@@ -19,9 +19,10 @@ SOURCES := pyproject.toml README.md $(shell find qllm_hf -not -path '*/__pycache
 
 heading = @printf '\n== %s ==\n' '$(1)'
 
-# pip is told not to compile what it installs, since most of it is never imported. Then Python must be free to keep
-# what it compiles itself.
+# pip is told not to compile what it installs, since most of it is never imported. Python has to keep what it compiles
+# itself then, and not among the sources: some tests run the package from there, and a new folder changes their time.
 unexport PYTHONDONTWRITEBYTECODE
+export PYTHONPYCACHEPREFIX := $(CURDIR)/$(VENV)/pycache
 
 .PHONY: quickstart test test-oldest check format clean
 .NOTPARALLEL:
