@@ -15,7 +15,8 @@ PYTEST = $(BIN)/pytest -n $(WORKERS) --dist worksteal
 INSTALLED := $(VENV)/.installed
 INSTALLED_OLDEST := $(VENV)/oldest/.installed
 # With the folders themselves: their time changes when a file is removed.
-SOURCES := pyproject.toml README.md $(shell find qllm_hf -not -path '*/__pycache__*')
+SOURCES := pyproject.toml setup.py README.md \
+	$(shell find qllm_hf kernels -not -path '*/__pycache__*' -not -name '*.so' -not -name build.json)
 
 heading = @printf '\n== %s ==\n' '$(1)'
 

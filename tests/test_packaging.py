@@ -1,6 +1,7 @@
 """What pip installs is what the repository holds, and what pyproject.toml says about it is true."""
 
 import importlib
+import json
 import os
 import sys
 from importlib import metadata
@@ -12,6 +13,7 @@ from packaging.requirements import Requirement
 from packaging.version import Version
 
 import qllm_hf
+import qllm_kernels
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -20,6 +22,9 @@ else:
 
 REPO = Path(__file__).resolve().parent.parent
 PACKAGE = REPO / "qllm_hf"
+KERNELS = REPO / "kernels" / "torch-ext" / "qllm_kernels"
+# What a build adds to the kernels; the record is always there, the library where a compiler is.
+BUILT = {"qllm_kernels/build.json", "qllm_kernels/libqllm_cpu.so"}
 REGISTER = PACKAGE / "cli" / "optimum_register"
 PYPROJECT = tomllib.loads((REPO / "pyproject.toml").read_text(encoding="utf-8"))
 
@@ -44,7 +49,7 @@ def installed(cannot_run) -> set[str]:
 
 def test_every_package_is_listed():
     mapped = {"qllm_hf.cli.optimum_register": "optimum.commands.register"}
-    found = {mapped.get(name, name) for name in packages_on_disk(PACKAGE)}
+    found = {mapped.get(name, name) for folder in (PACKAGE, KERNELS) for name in packages_on_disk(folder)}
     assert found == set(PYPROJECT["tool"]["setuptools"]["packages"])
 
 
@@ -65,8 +70,20 @@ def test_every_file_is_installed(installed):
         for path in on_disk
     }
     assert "qllm_hf/py.typed" in wanted
-    ours = {file for file in installed if file.startswith(("qllm_hf/", "optimum/")) and "__pycache__" not in file}
-    assert ours == wanted
+    wanted |= {f"qllm_kernels/{path.relative_to(KERNELS).as_posix()}" for path in KERNELS.rglob("*.py")}
+    folders = ("qllm_hf/", "qllm_kernels/", "optimum/")
+    ours = {file for file in installed if file.startswith(folders) and "__pycache__" not in file}
+    assert "qllm_kernels/build.json" in ours
+    assert ours - BUILT == wanted
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there the kernels are not built")
+def test_kernels_are_built_where_a_compiler_is(installed):
+    """An installation that lacks them says why; with a compiler at hand it has them."""
+    record = json.loads((Path(qllm_kernels.__file__).parent / "build.json").read_text(encoding="utf-8"))
+    assert record["built"] == ("qllm_kernels/libqllm_cpu.so" in installed) == ("reason" not in record)
+    if not record["built"]:
+        assert record["reason"]
 
 
 def test_version_agrees_with_the_code():

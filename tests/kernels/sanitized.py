@@ -1,0 +1,53 @@
+"""Runs a library that was built with sanitizers on few cases of each kind; they end this program when they find fault.
+
+    python tests/kernels/sanitized.py FOLDER_OF_THE_LIBRARY [EXTRA_TOKENS]
+
+EXTRA_TOKENS lets the kernels believe in so many tokens more than there are.
+"""
+
+import itertools
+import sys
+from pathlib import Path
+
+import qllm_hf  # noqa: F401  (in a source tree it knows where the kernels are)
+from qllm_kernels import cpu
+
+cpu.FOLDER = Path(sys.argv[1])  # before anything opens the library
+
+import torch  # noqa: E402
+
+from qllm_hf.ops import cpu as implementation  # noqa: E402
+from qllm_hf.packed import PackedTensor  # noqa: E402
+from qllm_hf.scheme import ALLOWED_BITS, PER_ROW, Spec  # noqa: E402
+
+GROUP_SIZES = (32, 64, 128, PER_ROW, 0)
+SHAPES = ((5, 300), (1, 1), (34, 64), (3, 40), (9, 129))
+
+
+def products(extra_tokens: int) -> int:
+    """How many products ran: bits x groups, with shapes, dtypes, activations and symmetry in turn, tokens each."""
+    kinds = itertools.cycle(itertools.product(SHAPES, implementation.TYPES, (None, 8, 4), (False, True)))
+    count = 0
+    for bits, group_size in itertools.product(ALLOWED_BITS, GROUP_SIZES):
+        for (rows, length), dtype, a, symmetric in itertools.islice(kinds, 5):
+            weight = PackedTensor.encode(torch.randn(rows, length).to(dtype), Spec(bits, group_size, symmetric))
+            activation = None if a is None else Spec(a, PER_ROW, symmetric)
+            for tokens in (1, 3, 17):
+                x, bias = torch.randn(tokens, length).to(dtype), torch.randn(rows).to(dtype)
+                prepared = implementation.prepare(dtype, [(weight, bias)], activation)
+                y = x.new_empty(tokens, rows)
+                head = prepared.head(x.data_ptr(), tokens + extra_tokens, length, *prepared.numbers, 2, y.data_ptr())
+                cpu.check(cpu.library().linear_call(head + prepared.matrices))
+                count += 1
+    return count
+
+
+def main(extra_tokens: int = 0) -> None:
+    """Every level in turn."""
+    for level in cpu.library().levels:
+        cpu.library().set_level(level)
+        print(f"{level}: {products(extra_tokens)} products")
+
+
+if __name__ == "__main__":
+    main(*map(int, sys.argv[2:]))
