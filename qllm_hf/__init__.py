@@ -13,6 +13,8 @@ imported only when something needs them.
 from __future__ import annotations
 
 import importlib
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import _autoload
@@ -90,6 +92,11 @@ __all__ = [
     "reference_model",
     "report",
 ]
+
+# A source tree that is on the path and not installed has qllm_kernels here. Last, so that an installed one comes first.
+_kernels = Path(__file__).resolve().parents[1] / "kernels" / "torch-ext"
+if _kernels.is_dir():
+    sys.path.append(str(_kernels))
 
 _autoload.install()
 

@@ -18,8 +18,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from . import native
 from .layout import group_count, row_words
-from .packed import PackedTensor
+from .packed import PackedTensor, decode_reference, encode_reference
 from .packing import WORD
 from .scheme import Scheme, Spec
 
@@ -49,7 +50,22 @@ class RowFormat:
         """Rows int16 [.., words] of x [.., length]."""
         if self.spec is None:
             return _compact(x).view(WORD)
-        packed = PackedTensor.encode(x, self.spec)
+        found = native.encode_rows(x, self.spec, self.words) if self._is_for(x) else None
+        return self.encode_reference(x) if found is None else found
+
+    def encode_into(self, x: Tensor, rows: Tensor) -> None:
+        """Write the rows of x [.., length] to `rows` int16 [.., words], which may be a part of a larger tensor."""
+        spec = self.spec
+        if spec is None or not self._is_for(x) or native.encode_rows(x, spec, self.words, rows) is None:
+            rows.copy_(self.encode(x))
+
+    def _is_for(self, x: Tensor) -> bool:
+        return x.dtype == self.dtype and x.shape[-1] == self.length
+
+    def encode_reference(self, x: Tensor) -> Tensor:
+        """As `encode` with a spec, in torch alone: for all that the kernels do not take, and to compare them with."""
+        assert self.spec is not None
+        packed = encode_reference(x, self.spec)
         parts = [packed.words, _compact(packed.scale).view(WORD)]
         if packed.zero_point is not None:
             groups = packed.zero_point.shape[-1]
@@ -72,7 +88,12 @@ class RowFormat:
         """The vectors [.., length] that rows stand for."""
         if self.spec is None:
             return _compact(rows).view(self.dtype)
-        return self.split(rows).decode(self.dtype)
+        found = native.decode_rows(rows, self.spec, self.length, self.dtype)
+        return self.decode_reference(rows) if found is None else found
+
+    def decode_reference(self, rows: Tensor) -> Tensor:
+        """As `decode` with a spec, in torch alone."""
+        return decode_reference(self.split(rows), self.dtype)
 
 
 def _compact(x: Tensor) -> Tensor:

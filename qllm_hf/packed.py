@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from . import native
 from .layout import group_count, row_words
 from .packing import WORD, pack, unpack
 from .scheme import PER_TENSOR, Spec
@@ -36,24 +37,25 @@ class PackedTensor(NamedTuple):
     @classmethod
     def encode(cls, x: Tensor, spec: Spec, scale_dtype: torch.dtype | None = None) -> PackedTensor:
         """Quantize x [..., K] and pack it, with scales in the dtype of x or `scale_dtype`."""
-        codes, scale, zero_point = quantize(x, spec, scale_dtype)
-        return cls(pack(codes, spec.bits), scale, zero_point, spec, x.shape[-1])
+        return _encode_natively(x, spec, scale_dtype or x.dtype) or encode_reference(x, spec, scale_dtype)
 
     @classmethod
     def encode_weight(cls, weight: Tensor, spec: Spec) -> PackedTensor:
         """As `encode`, some rows at a time: the memory needed on top of the result stays small, whatever the weight."""
         if spec.group_size == PER_TENSOR or weight.numel() <= _PIECE:
             return cls.encode(weight, spec)
+        at_once = _encode_natively(weight, spec, weight.dtype)
+        if at_once is not None:
+            return at_once
         rows = weight.reshape(-1, weight.shape[-1])
         step = max(1, _PIECE // rows.shape[1])
-        shapes = packed_shapes(tuple(weight.shape), spec, weight.dtype)
-        whole = {part: weight.new_empty(shape, dtype=dtype) for part, (shape, dtype) in shapes.items()}
-        flat = {part: tensor.view(-1, tensor.shape[-1]) for part, tensor in whole.items()}
+        whole = _empty(weight, spec, weight.dtype)
         for start in range(0, rows.shape[0], step):
             piece = cls.encode(rows[start : start + step], spec)
-            for part, tensor in flat.items():
-                tensor[start : start + step] = getattr(piece, part)
-        return cls(whole["words"], whole["scale"], whole.get("zero_point"), spec, weight.shape[-1])
+            for tensor, part in zip(whole[:3], piece[:3], strict=True):
+                if tensor is not None and part is not None:
+                    tensor.view(-1, tensor.shape[-1])[start : start + step] = part
+        return whole
 
     def codes(self) -> Tensor:
         """Codes uint8 [..., K]."""
@@ -61,7 +63,9 @@ class PackedTensor(NamedTuple):
 
     def decode(self, dtype: torch.dtype | None = None) -> Tensor:
         """The tensor [..., K] that the codes mean, in the dtype of the scale or `dtype`."""
-        return dequantize(self.codes(), self.scale, self.zero_point, self.spec, dtype)
+        words, scale, zero_point, spec, length = self
+        found = native.decode(words, scale, zero_point, spec, length, dtype or scale.dtype)
+        return decode_reference(self, dtype) if found is None else found
 
     def part(self, index: int | slice) -> PackedTensor:
         """Part of the tensor along its first dimension: an expert, or rows that have scales of their own."""
@@ -72,6 +76,32 @@ class PackedTensor(NamedTuple):
         """Bytes of words, scales and zero points."""
         tensors = (self.words, self.scale, self.zero_point)
         return sum(tensor.numel() * tensor.element_size() for tensor in tensors if tensor is not None)
+
+
+def encode_reference(x: Tensor, spec: Spec, scale_dtype: torch.dtype | None = None) -> PackedTensor:
+    """As `PackedTensor.encode`, in torch alone: for all that the kernels do not take, and to compare them with."""
+    codes, scale, zero_point = quantize(x, spec, scale_dtype)
+    return PackedTensor(pack(codes, spec.bits), scale, zero_point, spec, x.shape[-1])
+
+
+def decode_reference(packed: PackedTensor, dtype: torch.dtype | None = None) -> Tensor:
+    """As `PackedTensor.decode`, in torch alone."""
+    return dequantize(packed.codes(), packed.scale, packed.zero_point, packed.spec, dtype)
+
+
+def _encode_natively(x: Tensor, spec: Spec, scale_dtype: torch.dtype) -> PackedTensor | None:
+    """x [..., K] packed by the kernels, or None where they do not take it."""
+    if not native.takes(x, spec):
+        return None
+    packed = _empty(x, spec, scale_dtype)
+    return packed if native.encode_into(x, packed.words, packed.scale, packed.zero_point, spec) else None
+
+
+def _empty(x: Tensor, spec: Spec, scale_dtype: torch.dtype) -> PackedTensor:
+    """Room for x [..., K] packed, on its device."""
+    shapes = packed_shapes(tuple(x.shape), spec, scale_dtype)
+    parts = {part: x.new_empty(shape, dtype=dtype) for part, (shape, dtype) in shapes.items()}
+    return PackedTensor(parts["words"], parts["scale"], parts.get("zero_point"), spec, x.shape[-1])
 
 
 def packed_shapes(

@@ -54,7 +54,25 @@ def environment() -> dict[str, Any]:
         "gpus": gpus,
         "autoload": os.environ.get("QLLM_HF_AUTOLOAD") == "1",
         "settings": {key: value for key, value in sorted(os.environ.items()) if key.startswith("QLLM_")},
+        "cpu_kernels": _cpu_kernels(),
         "linear": _linear(["cpu", *(["cuda"] if gpus else [])]),
+    }
+
+
+def _cpu_kernels() -> dict[str, Any]:
+    """The library of kernels for the processor: which, how built, its level and threads; or why there is none."""
+    from qllm_kernels import cpu
+
+    status = cpu.status()
+    return {
+        "available": status.reason is None,
+        "reason": status.reason,
+        "library": str(status.path),
+        "level": status.level,
+        "levels": list(status.levels),
+        "left_out": status.build.get("left_out", {}),
+        "compiler": status.build.get("compiler"),
+        "threads": status.threads or None,
     }
 
 
@@ -88,6 +106,30 @@ def _linear(devices: list[str]) -> list[dict[str, Any]]:
     return rows
 
 
+BUILD_THEM = (
+    "with a C++17 compiler, `pip install --force-reinstall --no-deps qllm-hf` builds them "
+    "(in a source tree: python kernels/build.py)"
+)
+
+
+def _kernel_lines(kernels: dict[str, Any]) -> list[str]:
+    """What runs on the processor, or why the kernels do not, what runs instead and what to do."""
+    if not kernels["available"]:
+        lines = [
+            f"  {kernels['reason']}",
+            "  torch runs instead and dequantizes each weight for each call, which is slow",
+        ]
+        return lines if "turned off" in kernels["reason"] else [*lines, f"  {BUILD_THEM}"]
+    others = [name for name in kernels["levels"] if name != kernels["level"]]
+    return [
+        f"  {kernels['library']}",
+        f"  level {kernels['level']}" + (f" (QLLM_HF_CPU chooses another: {', '.join(others)})" if others else ""),
+        f"  built by {kernels['compiler'] or 'an unknown compiler'}",
+        *(f"  without level {name}: {why}" for name, why in kernels["left_out"].items()),
+        f"  threads: {kernels['threads']}",
+    ]
+
+
 def _version(name: str) -> str | None:
     try:
         return metadata.version(name)
@@ -111,7 +153,7 @@ def _text(data: dict[str, Any]) -> str:
         ],
         *([name, value] for name, value in data["settings"].items()),
     ]
-    lines = [table(rows, "ll", indent=0), "", "Linear layers"]
+    lines = [table(rows, "ll", indent=0), "", "CPU kernels", *_kernel_lines(data["cpu_kernels"]), "", "Linear layers"]
     for row in data["linear"]:
         lines.append(f"  {row['device']} {row['dtype']} {row['scheme']}")
         lines += [f"    {name}: {verdict}" for name, verdict in row["implementations"].items()]

@@ -8,12 +8,14 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ModelError
-from ..ops import linear
+from ..native import is_plain
+from ..ops import Shortcut, linear
 from ..packed import PackedTensor
 from ..scheme import Spec
 from .activation import fake_quantize_rows
 from .parameters import PackedModule
 from .read_only import ReadOnlyTensor
+from .siblings import Siblings
 
 
 class PackedLinear(PackedModule, nn.Linear):
@@ -24,6 +26,9 @@ class PackedLinear(PackedModule, nn.Linear):
             activations into weights puts it here where no earlier layer can take it.
         transposed: the layer stands for a Conv1D, whose float weight is [I, O]; what is packed is [O, I] all the same.
     """
+
+    siblings: Siblings | None = None
+    _shortcut: Shortcut | None = None
 
     def __init__(
         self,
@@ -93,8 +98,31 @@ class PackedLinear(PackedModule, nn.Linear):
         super().__setattr__(name, value)
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.input_scale is not None:
-            x = x * self.input_scale.to(x.dtype)
+        parameters = self._parameters
+        input_scale = parameters["input_scale"]
+        if input_scale is not None:
+            x = x * input_scale.to(x.dtype)
+        if self.range_group is not None or not is_plain(x):
+            return self._product(x)
+        if self.siblings is not None:
+            result = self.siblings.product(self, x)
+            if result is not None:
+                return result
+        if self._shortcut is not None:
+            results = self._shortcut(x, self.stored())
+            if results is not None:
+                return results[0]
+        y = self._product(x)
+        self._shortcut = Shortcut.of(x, [(self.packed("weight"), self.bias)], self.activation_spec)
+        return y
+
+    def stored(self) -> tuple[Tensor | None, ...]:
+        """Words, scale, zero point and bias, as the parameters that they are."""
+        parameters = self._parameters
+        zero_point = parameters.get("weight_zero_point")
+        return parameters["weight_packed"], parameters["weight_scale"], zero_point, parameters["bias"]
+
+    def _product(self, x: Tensor) -> Tensor:
         activation = self.activation_spec
         if activation is not None and (self.range_group is not None or (torch.is_grad_enabled() and x.requires_grad)):
             x = fake_quantize_rows(x, activation, self.range_group)

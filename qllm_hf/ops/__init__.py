@@ -8,6 +8,18 @@ one runs for a given request, and why each of the others does not.
 from __future__ import annotations
 
 from .experts import expert_product
-from .registry import LINEAR, Implementation, Request, Resolution, linear, prefer, resolve
+from .registry import LINEAR, Implementation, Request, Resolution, linear, linear_many, prefer, resolve
+from .shortcut import Shortcut
 
-__all__ = ["LINEAR", "Implementation", "Request", "Resolution", "expert_product", "linear", "prefer", "resolve"]
+__all__ = [
+    "LINEAR",
+    "Implementation",
+    "Request",
+    "Resolution",
+    "Shortcut",
+    "expert_product",
+    "linear",
+    "linear_many",
+    "prefer",
+    "resolve",
+]

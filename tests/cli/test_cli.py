@@ -17,6 +17,8 @@ import qllm_hf
 from qllm_hf.cli.main import COMMANDS, app
 from qllm_hf.cli.output import answering
 from qllm_hf.errors import QllmWarning, SchemeError
+from qllm_hf.ops import cpu
+from qllm_kernels import cpu as kernels
 
 VERBS = tuple(command.__name__ for command in COMMANDS)
 PROMPT = "Once upon a time"
@@ -194,8 +196,44 @@ def test_env_explains_each_choice():
     for row in said["linear"]:
         assert list(row["implementations"].values()).count("runs") == 1
     text = run("env").stdout
-    assert "activations are in floating point" in text
     assert "torch" in text
+    assert "CPU kernels" in text
+
+
+def test_env_says_which_kernels_run(monkeypatch):
+    status = kernels.Status(
+        None, Path("lib.so"), ("fast", "portable"), "fast", "those of torch (libgomp.so)",
+        {"compiler": "c++ 12", "left_out": {"faster": "error: unknown flag"}},
+    )  # fmt: skip
+    monkeypatch.setattr(kernels, "status", lambda: status)
+    said = json.loads(run("env", "--json").stdout)["cpu_kernels"]
+    assert (said["available"], said["level"], said["compiler"]) == (True, "fast", "c++ 12")
+    text = run("env").stdout
+    for line in (
+        "lib.so",
+        "level fast (QLLM_HF_CPU chooses another: portable)",
+        "built by c++ 12",
+        "without level faster: error: unknown flag",
+        "threads: those of torch (libgomp.so)",
+    ):
+        assert f"  {line}\n" in text
+
+
+@pytest.mark.parametrize(
+    ("reason", "is_build"),
+    [("not built: no C++ compiler", True), ("turned off by QLLM_HF_CPU=off", False)],
+)
+def test_env_says_why_no_kernels_run_and_what_to_do(monkeypatch, reason, is_build):
+    monkeypatch.setattr(kernels, "status", lambda: kernels.Status(reason, Path("lib.so")))
+    monkeypatch.setattr(cpu, "_MISSING", reason)
+    said = json.loads(run("env", "--json").stdout)
+    assert (said["cpu_kernels"]["available"], said["cpu_kernels"]["reason"]) == (False, reason)
+    (row,) = (row for row in said["linear"] if (row["dtype"], row["scheme"]) == ("float32", "W4"))
+    assert row["implementations"]["cpu"] == reason
+    assert row["implementations"]["dequantize"] == "runs"
+    text = run("env").stdout
+    assert f"CPU kernels\n  {reason}\n  torch runs instead and dequantizes each weight for each call" in text
+    assert ("with a C++17 compiler, `pip install" in text) == is_build
 
 
 def test_env_shows_settings(monkeypatch):

@@ -99,7 +99,7 @@ def test_equals_the_class_with_rounded_weights(family, spec):
     experts = float_experts(family)
     packed, reference = packed_experts(experts, spec), rounded_experts(experts, spec)
     arguments = routed()
-    torch.testing.assert_close(packed(*arguments), reference(*arguments), rtol=1e-5, atol=2e-5)
+    torch.testing.assert_close(packed(*arguments), reference(*arguments), rtol=1e-5, atol=1e-4)
     assert not packed(*arguments).allclose(experts(*arguments), rtol=1e-3, atol=1e-3), "rounding matters"
 
 
@@ -148,7 +148,7 @@ def test_gradient_passes_through_rounded_inputs(family):
     packed = packed_experts(float_experts(family), SPEC, Spec(8, PER_ROW))
     x, index, weights = routed()
     with_gradient = packed(x.clone().requires_grad_(), index, weights)
-    torch.testing.assert_close(with_gradient.detach(), packed(x, index, weights), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(with_gradient.detach(), packed(x, index, weights), rtol=1e-5, atol=3e-5)
     assert with_gradient.requires_grad
 
 

@@ -98,8 +98,8 @@ def test_gradient_of_the_input(kind):
         x = torch.randn(2, 5, IN, requires_grad=True)
         y = packed(x)
         y.backward(upstream)
-        with torch.no_grad():
-            torch.testing.assert_close(y, packed(x), rtol=0, atol=0)
+        with torch.no_grad():  # without a gradient a kernel may run, with another order of summation
+            assert ((y - packed(x)).abs() <= tolerance(x, rounded)).all()
         reference = x.detach().clone().requires_grad_()
         rounded(reference).backward(upstream)
         torch.testing.assert_close(x.grad, reference.grad)

@@ -1,16 +1,4 @@
-"""Every implementation of the linear operation on the same cases, against float64 arithmetic on the codes.
-
-Tolerances. u is the unit roundoff of a dtype (2^-24, 2^-11, 2^-8), K the length of a row, G its groups, and
-A = |x'| |w'|^T + |bias| the sum of the magnitudes that are added. Any order of summation of n terms errs by at most
-n u A (Higham, Accuracy and Stability, section 3.1). So
-
-    integer     conversion of each sum, scale, G - 1 additions, scale, bias in float32; rounding of the result
-                (G + 4) u32 + u
-    dequantize  x' and w' each rounded in float32 and to the dtype, K products added in float32; result and bias rounded
-                (K + 4) u32 + 4 u
-
-times A, and 1 % for products of roundings.
-"""
+"""Every implementation of the linear operation on the same cases, against float64 arithmetic on the codes."""
 
 import re
 from collections import Counter
@@ -19,38 +7,22 @@ from itertools import product
 import pytest
 import torch
 from exactness import DTYPES
+from linear_reference import Exact, exact
 
 from qllm_hf.errors import ConfigError
 from qllm_hf.ops import LINEAR, Implementation, Request, linear, prefer, registry, resolve
 from qllm_hf.packed import PackedTensor
 from qllm_hf.scheme import Spec
-from qllm_hf.uniform import Quantized, quantize
 
-ROUNDING = {
-    "integer": lambda k, groups, u: (groups + 4) * 2**-24 + u,
-    "dequantize": lambda k, groups, u: (k + 4) * 2**-24 + 4 * u,
-}
 GROUP_SIZES = (32, 64, 128, -1, 0)
 implementations = pytest.mark.parametrize("implementation", LINEAR, ids=lambda implementation: implementation.name)
 
 
-def meaning(quantized: Quantized, spec: Spec) -> torch.Tensor:
-    """(code - zero point) * scale [rows, K] in float64, which holds it exactly."""
-    codes, scale, zero_point = quantized
-    size = spec.group_size if spec.group_size > 0 else codes.shape[-1]
-    group = torch.arange(codes.shape[-1]) // size
-    zeros = 2 ** (spec.bits - 1) if zero_point is None else zero_point.double()[:, group]
-    return (codes.double() - zeros) * scale.double()[:, group]
-
-
-def case(k: int, spec: Spec, activation: Spec | None, dtype: torch.dtype):
-    """Inputs, and the exact result and the sums of magnitudes A, both [tokens, O] in float64."""
+def case(k: int, spec: Spec, activation: Spec | None, dtype: torch.dtype) -> tuple[tuple[object, ...], Exact]:
+    """Arguments of the operation, and what its result should be."""
     x, weight, bias = torch.randn(5, k).to(dtype), (torch.randn(12, k) * 0.1).to(dtype), torch.randn(12).to(dtype)
-    left = x.double() if activation is None else meaning(quantize(x, activation), activation)
-    right = meaning(quantize(weight, spec), spec)
-    exact = left @ right.T + bias.double()
-    magnitudes = left.abs() @ right.abs().T + bias.double().abs()
-    return (x, PackedTensor.encode(weight, spec), bias, activation), exact, magnitudes
+    arguments = (x, PackedTensor.encode(weight, spec), bias, activation)
+    return arguments, exact(*arguments)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype).removeprefix("torch."))
@@ -61,19 +33,21 @@ def test_agrees_with_exact_arithmetic(dtype, a):
     for bits, symmetric, group_size, k in product(range(2, 9), (False, True), GROUP_SIZES, (256, 172)):
         spec = Spec(bits, group_size, symmetric)
         activation = None if a is None else Spec(a, -1, symmetric=bool(bits % 2) ^ symmetric)
-        arguments, exact, magnitudes = case(k, spec, activation, dtype)
-        groups = arguments[1].scale.shape[-1]
+        arguments, wanted = case(k, spec, activation, dtype)
         for implementation in LINEAR:
             if implementation.refuses(Request("cpu", dtype, spec, activation)):
                 continue
             y = implementation.run(*arguments)
             assert (y.dtype, y.shape) == (dtype, (5, 12))
-            bound = 1.01 * ROUNDING[implementation.name](k, groups, torch.finfo(dtype).eps / 2) * magnitudes
-            assert ((y.double() - exact).abs() <= bound).all(), (implementation.name, spec)
+            assert ((y.double() - wanted.y).abs() <= wanted.tolerance(implementation.name)).all(), (
+                implementation.name,
+                spec,
+            )
             compared[implementation.name] += 1
     cases = 7 * 2 * len(GROUP_SIZES) * 2
     assert compared["dequantize"] == cases
     assert compared["integer"] == (0 if a is None else cases)
+    assert compared["cpu"] == (cases if "cpu" in compared else 0), "all of them, or none where it is not built"
 
 
 @pytest.mark.parametrize("a", [8, 4])
@@ -82,13 +56,12 @@ def test_integer_and_simulated_differ_by_accumulation_order_only(a, symmetric):
     for bits in (8, 4, 3, 2):
         for group_size in GROUP_SIZES:
             spec, activation = Spec(bits, group_size, symmetric), Spec(a, -1, symmetric)
-            arguments, _, magnitudes = case(172, spec, activation, torch.float32)
+            arguments, wanted = case(172, spec, activation, torch.float32)
             with prefer("integer"):
                 on_integers = linear(*arguments)
             with prefer("dequantize"):
                 simulated = linear(*arguments)
-            groups = arguments[1].scale.shape[-1]
-            bound = sum(rounding(172, groups, 2**-24) for rounding in ROUNDING.values()) * 1.01 * magnitudes
+            bound = wanted.tolerance("integer") + wanted.tolerance("dequantize")
             assert ((on_integers.double() - simulated.double()).abs() <= bound).all()
 
 
@@ -98,12 +71,12 @@ def test_one_code_off_by_one_exceeds_the_tolerance(implementation, a):
     activation = None if a is None else Spec(a, -1)
     if implementation.refuses(Request("cpu", torch.float32, Spec(8, 64), activation)):
         pytest.skip("cannot take the request")
-    (x, weight, bias, _), exact, magnitudes = case(256, Spec(8, 64), activation, torch.float32)
+    (x, weight, bias, _), wanted = case(256, Spec(8, 64), activation, torch.float32)
     words = weight.words.clone()
     words[3, 7] ^= 1
     wrong = implementation.run(x, weight._replace(words=words), bias, activation)
-    bound = 1.01 * ROUNDING[implementation.name](256, 4, 2**-24) * magnitudes
-    assert ((wrong.double() - exact).abs() > bound).any(0).nonzero().flatten().tolist() == [3]
+    bound = wanted.tolerance(implementation.name)
+    assert ((wrong.double() - wanted.y).abs() > bound).any(0).nonzero().flatten().tolist() == [3]
 
 
 @pytest.mark.parametrize("a", [8, 4])
@@ -150,8 +123,9 @@ def test_no_tokens(implementation):
 
 # The choice
 
-WITH_FLOATS = Request("cpu", torch.float32, Spec(4), None)
-WITH_CODES = Request("cpu", torch.float32, Spec(4), Spec(8, -1))
+# in float64, which the C++ kernels leave to torch wherever they are built
+WITH_FLOATS = Request("cpu", torch.float64, Spec(4), None)
+WITH_CODES = Request("cpu", torch.float64, Spec(4), Spec(8, -1))
 
 
 def test_resolution_explains_itself():
