@@ -14,16 +14,19 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import cache_utils
-from transformers.cache_utils import CacheLayerMixin
+from transformers.cache_utils import CacheLayerMixin, DynamicLayer
 
+from .attention import KvRows, lazy_pair
 from .errors import CacheError
 from .kv_rows import KvFormat, RowFormat
 from .nn.activation import straight_through
+from .row_buffer import RowBuffer, append, compact
 from .uniform import fake_quantize
 
 # The layers whose code was read and found to treat keys and values as opaque rows. Some exist only in newer releases.
@@ -70,9 +73,16 @@ class PackedLayer(QuantizedKvLayer):
     _values: Tensor | None = None
     _key_rows: RowFormat | None = None
     _value_rows: RowFormat | None = None
+    _key_buffer: RowBuffer | None = None
+    _value_buffer: RowBuffer | None = None
+
+    def __reduce__(self) -> Any:
+        function, arguments, state = super().__reduce__()
+        own = {"_keys": compact(self._keys), "_values": compact(self._values)}
+        return function, arguments, {**state, **own, "_key_buffer": None, "_value_buffer": None}
 
     def nbytes(self) -> int:
-        """Bytes of packed keys and values."""
+        """Bytes of packed keys and values. A layer that grows holds room for up to half as many tokens on top."""
         stored = (self._keys, self._values)
         return sum(tensor.numel() * tensor.element_size() for tensor in stored if tensor is not None)
 
@@ -120,6 +130,25 @@ class PackedLayer(QuantizedKvLayer):
             )
         return self._key_rows, self._value_rows
 
+    def _grow(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """All rows, the new ones encoded where they stay: what `update` of a DynamicLayer does by copying."""
+        key_rows, value_rows = self._formats(keys, values)
+        if self._keys is None or self._values is None:
+            empty = keys.new_empty(0, dtype=torch.int16)
+            self.lazy_initialization(empty, empty)  # type: ignore[attr-defined]
+        assert self._keys is not None
+        assert self._values is not None
+        self._keys, self._key_buffer = append(
+            self._keys, (*keys.shape[:3], key_rows.words), self._key_buffer, partial(key_rows.encode_into, keys)
+        )
+        self._values, self._value_buffer = append(
+            self._values,
+            (*values.shape[:3], value_rows.words),
+            self._value_buffer,
+            partial(value_rows.encode_into, values),
+        )
+        return self._keys, self._values
+
     def _take_over(self, keys: Tensor | None, values: Tensor | None) -> None:
         """Quantize, once, what a float layer already held."""
         if keys is None or values is None:
@@ -148,7 +177,9 @@ def _on_rows(method: Callable[..., Any]) -> Callable[..., Any]:
 def _packed_layer_class(cls: type) -> type:
     """The packed variant of one of ROW_LAYERS."""
 
-    base_update, base_initialization = _on_rows(cls.update), _on_rows(cls.lazy_initialization)  # type: ignore[attr-defined]
+    base_initialization = _on_rows(cls.lazy_initialization)  # type: ignore[attr-defined]
+    base_update = _on_rows(cls.update)  # type: ignore[attr-defined]
+    grows = cls.update is DynamicLayer.update  # type: ignore[attr-defined]
 
     def lazy_initialization(self: Any, *args: Any, **kwargs: Any) -> None:
         # hybrid layers also come here with the states of their linear attention, as keyword arguments
@@ -161,14 +192,19 @@ def _packed_layer_class(cls: type) -> type:
 
     def update(self: Any, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         key_rows, value_rows = self._formats(key_states, value_states)
-        new_keys, new_values = key_rows.encode(key_states.detach()), value_rows.encode(value_states.detach())
-        keys, values = base_update(self, new_keys, new_values, *args, **kwargs)
-        keys, values = key_rows.decode(keys), value_rows.decode(values)
+        new_keys, new_values = key_states.detach(), value_states.detach()
+        # in place goes by addresses, which a graph being compiled does not have
+        if grows and not torch.compiler.is_compiling():
+            keys, values = self._grow(new_keys, new_values)
+        else:
+            rows = key_rows.encode(new_keys), value_rows.encode(new_values)
+            keys, values = base_update(self, *rows, *args, **kwargs)
+        held_keys, held_values = KvRows(keys, key_rows), KvRows(values, value_rows)
         if torch.is_grad_enabled() and (key_states.requires_grad or value_states.requires_grad):
             if self.is_compileable:
                 raise CacheError("no gradient flows through a static quantized cache. Train with use_cache=False.")
-            keys, values = _with_gradient(keys, key_states), _with_gradient(values, value_states)
-        return keys, values
+            return _with_gradient(held_keys.decode(), key_states), _with_gradient(held_values.decode(), value_states)
+        return lazy_pair(held_keys, held_values)
 
     members: dict[str, Any] = {
         name: _on_rows(getattr(cls, name))

@@ -1,0 +1,24 @@
+"""Attention over packed keys and values: the operation, its implementations, and how models of transformers reach it.
+
+A cache layer hands out `lazy(...)` rows, which read as float tensors to everyone. Where a model passes them to
+scaled_dot_product_attention, `attend` takes the packed rows as they are; at any other touch they are decoded.
+"""
+
+from __future__ import annotations
+
+from .lazy import LazyRows, lazy_pair
+from .registry import ATTENTION, Implementation, Resolution, attend, prefer, resolve
+from .request import KvRows, Request
+
+__all__ = [
+    "ATTENTION",
+    "Implementation",
+    "KvRows",
+    "LazyRows",
+    "Request",
+    "Resolution",
+    "attend",
+    "lazy_pair",
+    "prefer",
+    "resolve",
+]

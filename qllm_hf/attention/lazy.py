@@ -1,0 +1,259 @@
+"""Tensors that are packed rows until somebody looks into them.
+
+A cache layer must hand float tensors to the model's own attention code. `LazyRows` is one to all who ask, and is
+decoded at the first operation that needs its numbers. A few operations do not: shape and dtype, the repetition of heads
+for grouped queries, a slice of tokens, the transposition of keys. And two take the rows as they are: torch's
+scaled_dot_product_attention, and the product of queries with keys, or of weights with values, of one or a few tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .. import native
+from . import native as kernel
+from .registry import DEQUANTIZE, preferred, resolve
+from .request import KvRows, Request
+
+_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+
+def lazy_pair(keys: KvRows, values: KvRows) -> tuple[Tensor, Tensor]:
+    """Keys and values [B, H, T, D]: lazy where attention may take the rows as they are, or else decoded."""
+    if _may_be_lazy(keys) and _may_be_lazy(values) and preferred() != DEQUANTIZE.name:
+        return LazyRows.of(keys), LazyRows.of(values)
+    return keys.decode(), values.decode()
+
+
+def _may_be_lazy(rows: KvRows) -> bool:
+    spec = rows.format.spec
+    return (
+        spec is not None
+        and not spec.paper_exact  # its decoding rounds in 16 bits, which no kernel follows
+        and rows.format.dtype in _DTYPES
+        and native.is_plain(rows.rows)  # a graph that is being made sees ordinary operations
+    )
+
+
+class LazyRows(Tensor):
+    """Keys or values [B, H * repeats, T, D] that are packed rows of H heads; see the head of this module.
+
+    While `repeats` heads are being made of one, it is [B, H, 1, T, D] and then [B, H, repeats, T, D]. Turned, as the
+    second factor of scores, it is [B, H * repeats, D, T].
+    """
+
+    _source: KvRows
+    _repeats: int
+    _stage: str  # "heads", "inserted", "expanded", "turned"
+    _decoded: Tensor | None
+
+    @staticmethod
+    def of(source: KvRows, repeats: int = 1, stage: str = "heads") -> LazyRows:
+        """The lazy form of rows."""
+        batch, heads, tokens, _ = source.rows.shape
+        sizes = {
+            "heads": (batch, heads * repeats, tokens, source.format.length),
+            "inserted": (batch, heads, 1, tokens, source.format.length),
+            "expanded": (batch, heads, repeats, tokens, source.format.length),
+            "turned": (batch, heads * repeats, source.format.length, tokens),
+        }
+        made = Tensor._make_wrapper_subclass(
+            LazyRows, sizes[stage], dtype=source.format.dtype, device=source.rows.device
+        )
+        made._source, made._repeats, made._stage, made._decoded = source, repeats, stage, None
+        lazy: LazyRows = made
+        return lazy
+
+    def decode(self) -> Tensor:
+        """The float tensor that this is, decoded once."""
+        if self._decoded is None:
+            decoded = self._source.decode()
+            if self._stage in ("inserted", "expanded"):
+                decoded = decoded[:, :, None].expand(-1, -1, self._repeats, -1, -1)
+            elif self._repeats > 1:
+                decoded = decoded.repeat_interleave(self._repeats, 1)
+            if self._stage == "turned":
+                decoded = decoded.transpose(2, 3)
+            self._decoded = decoded
+        return self._decoded
+
+    @classmethod
+    def __torch_function__(
+        cls,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func in _METADATA:
+            with torch._C.DisableTorchFunctionSubclass():
+                return func(*args, **kwargs)
+        special = _SPECIAL.get(func)
+        result = special(*args, **kwargs) if special is not None else NotImplemented
+        if result is not NotImplemented:
+            return result
+        return func(*_decoded(tuple(args)), **_decoded(kwargs))
+
+    @classmethod
+    def __torch_dispatch__(  # type: ignore[override]
+        cls,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        # what calls an operator directly comes here
+        return func(*_decoded(tuple(args)), **_decoded(kwargs or {}))
+
+
+def _decoded(value: Any) -> Any:
+    if isinstance(value, LazyRows):
+        return value.decode()
+    if isinstance(value, tuple | list):
+        parts = [_decoded(part) for part in value]
+        return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
+    if isinstance(value, dict):
+        return {key: _decoded(part) for key, part in value.items()}
+    return value
+
+
+def _untouched(x: Any, stage: str) -> bool:
+    # what was decoded may have been changed in place since
+    return isinstance(x, LazyRows) and x._stage == stage and x._decoded is None
+
+
+def _get(x: Tensor, index: Any) -> Any:
+    """x[:, :, None, :, :], and slices of tokens x[:, :, a:b, :]."""
+    if not _untouched(x, "heads") or not isinstance(index, tuple) or index[:2] != (slice(None), slice(None)):
+        return NotImplemented
+    lazy: Any = x
+    if index[2:] in ((None,), (None, slice(None), slice(None))) and lazy._repeats == 1:
+        return LazyRows.of(lazy._source, 1, "inserted")
+    if (
+        len(index) in (3, 4)
+        and isinstance(index[2], slice)
+        and index[2].step in (None, 1)
+        and index[3:] in ((), (slice(None),))
+    ):
+        start, stop, _ = index[2].indices(lazy._source.tokens)
+        return LazyRows.of(lazy._source.part(start, max(start, stop)), lazy._repeats)
+    return NotImplemented
+
+
+def _expand(x: Tensor, *sizes: Any) -> Any:
+    """[B, H, 1, T, D] -> [B, H, n, T, D]."""
+    if not _untouched(x, "inserted"):
+        return NotImplemented
+    wanted = tuple(sizes[0]) if len(sizes) == 1 and not isinstance(sizes[0], int) else sizes
+    now = tuple(x.shape)
+    if len(wanted) != 5 or any(
+        a not in (b, -1) for a, b in zip(wanted[:2] + wanted[3:], now[:2] + now[3:], strict=True)
+    ):
+        return NotImplemented
+    lazy: Any = x
+    return LazyRows.of(lazy._source, max(wanted[2], 1), "expanded")
+
+
+def _reshape(x: Tensor, *sizes: Any) -> Any:
+    """[B, H, n, T, D] -> [B, H n, T, D]."""
+    if not _untouched(x, "expanded"):
+        return NotImplemented
+    wanted = tuple(sizes[0]) if len(sizes) == 1 and not isinstance(sizes[0], int) else sizes
+    lazy: Any = x
+    batch, heads, count, tokens, length = x.shape
+    if wanted != (batch, heads * count, tokens, length):
+        return NotImplemented
+    return LazyRows.of(lazy._source, count)
+
+
+def _to(x: Tensor, *arguments: Any, **options: Any) -> Any:
+    """Nothing, to the dtype that it has."""
+    return x if not options and arguments == (x.dtype,) else NotImplemented
+
+
+def _transpose(x: Tensor, first: int, second: int) -> Any:
+    """[B, H, T, D] -> [B, H, D, T]."""
+    if not _untouched(x, "heads") or {first % 4, second % 4} != {2, 3}:
+        return NotImplemented
+    lazy: Any = x
+    return LazyRows.of(lazy._source, lazy._repeats, "turned")
+
+
+def _product(x: Any, rows: Any) -> Any:
+    """Queries [B, Hq, Tq, D] times turned keys, weights [B, Hq, Tq, T] times values."""
+    turned = _untouched(rows, "turned")
+    if not (turned or _untouched(rows, "heads")) or preferred() not in (None, "kernel"):
+        return NotImplemented
+    if type(x) is not Tensor or x.dim() != 4 or not x.numel():
+        return NotImplemented
+    if rows.shape[1] not in (1, x.shape[1]) or (x.shape[0], x.shape[3]) != (rows.shape[0], rows.shape[2]):
+        return NotImplemented
+    if kernel.refuses_half(x, rows._source) is not None:
+        return NotImplemented
+    return kernel.scores(x, rows._source) if turned else kernel.weighted(x, rows._source)
+
+
+def _attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Any:
+    """torch's scaled_dot_product_attention."""
+    if isinstance(query, LazyRows) or not _untouched(key, "heads") or not _untouched(value, "heads"):
+        return NotImplemented
+    keys, values = key._source, value._source  # type: ignore[attr-defined]
+    repeats = key._repeats  # type: ignore[attr-defined]
+    batch, heads, tokens, _ = keys.rows.shape
+    if query.dim() != 4 or query.shape[0] != batch or query.shape[1] % heads or not query.shape[2] or not tokens:
+        return NotImplemented
+    group = query.shape[1] // heads
+    grouped = (repeats == group) or (repeats == 1 and (enable_gqa or heads == 1))
+    same = values.rows.shape[:3] == keys.rows.shape[:3] and value._repeats == repeats  # type: ignore[attr-defined]
+    fits = query.dtype == keys.format.dtype == values.format.dtype and query.shape[-1] == keys.format.length
+    if not (grouped and same and fits) or dropout_p or query.device != keys.rows.device:
+        return NotImplemented
+    if attn_mask is not None and (is_causal or attn_mask.dim() != 4 or type(attn_mask) is not Tensor):
+        return NotImplemented
+    if torch.is_grad_enabled() and (query.requires_grad or (attn_mask is not None and attn_mask.requires_grad)):
+        return NotImplemented
+    scale = query.shape[-1] ** -0.5 if scale is None else float(scale)
+    request = Request(query, keys, values, attn_mask, is_causal, scale)
+    chosen = resolve(request).chosen
+    # decoded, what was asked for itself runs: with its own numbers
+    return NotImplemented if chosen is DEQUANTIZE else chosen.run(request)
+
+
+_METADATA: frozenset[Any] = frozenset(
+    {
+        *(
+            getattr(Tensor, name).__get__
+            for name in ("shape", "dtype", "device", "layout", "ndim", "requires_grad", "is_cuda")
+        ),
+        *(getattr(Tensor, name) for name in ("size", "dim", "numel", "is_floating_point", "element_size", "__len__")),
+        torch.is_floating_point,
+        torch.numel,
+    }
+)
+_SPECIAL: dict[Any, Callable[..., Any]] = {
+    Tensor.__getitem__: _get,
+    Tensor.expand: _expand,
+    Tensor.reshape: _reshape,
+    Tensor.to: _to,
+    Tensor.transpose: _transpose,
+    torch.transpose: _transpose,
+    torch.matmul: _product,
+    Tensor.matmul: _product,
+    Tensor.__matmul__: _product,
+    F.scaled_dot_product_attention: _attention,
+}

@@ -1,0 +1,59 @@
+"""What attention over packed rows is asked for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from ..kv_rows import RowFormat
+
+
+@dataclass(frozen=True)
+class KvRows:
+    """Keys or values of a layer as they are cached: rows int16 [B, H, T, R] and what they mean."""
+
+    rows: Tensor
+    format: RowFormat
+
+    @property
+    def tokens(self) -> int:
+        return self.rows.shape[-2]
+
+    def decode(self) -> Tensor:
+        """The vectors [B, H, T, D]."""
+        return self.format.decode(self.rows)
+
+    def part(self, start: int, stop: int) -> KvRows:
+        """The tokens start .. stop - 1."""
+        return KvRows(self.rows[:, :, start:stop], self.format)
+
+
+@dataclass(frozen=True)
+class Request:
+    """softmax(cap(scale q k') + mask) v for queries [B, Hq, Tq, D], with Hq a multiple of the heads of keys.
+
+    Attributes:
+        query: [B, Hq, Tq, D] in the dtype of the keys. Queries head h reads key head h // (Hq // H).
+        keys: packed [B, H, T, D].
+        values: packed [B, H, T, Dv].
+        mask: added to scores, or True where a key is seen; it broadcasts to [B, Hq, Tq, T].
+        causal: query number t sees the keys 0 .. t only.
+        scale: of the scores.
+        softcap: scores become softcap * tanh(scores / softcap) before the mask.
+        sinks: [Hq], one more score per head that takes its share of the softmax and has no value.
+    """
+
+    query: Tensor
+    keys: KvRows
+    values: KvRows
+    mask: Tensor | None
+    causal: bool
+    scale: float
+    softcap: float | None = None
+    sinks: Tensor | None = None
+
+    @property
+    def group(self) -> int:
+        """Query heads per key head."""
+        return self.query.shape[1] // self.keys.rows.shape[1]
