@@ -30,6 +30,7 @@ OTHER_KEYS = (
     "modules_to_not_convert",
     "overrides",
     "quantize_routers",
+    "quantize_head",
     "method",
     "method_options",
     "calibration",
@@ -87,10 +88,14 @@ class QllmConfig(QuantizationConfigMixin):
         w_symmetric, a_symmetric, kv_symmetric: quantize without a zero point.
         paper_exact: the published arithmetic bit for bit, corner cases included.
         modules_to_not_convert: patterns of module names that stay in floating point, such as "*.down_proj" or
-            "model.layers.0". The output head stays in floating point in any case.
+            "model.layers.0". The output head stays in floating point unless `quantize_head` says otherwise.
         overrides: pattern of module names -> scheme for their weights and activations, such as {"*.down_proj": "W8"}
             or {"model.layers.0.*": "FP16"}; the first match holds. KV bits belong to the whole model.
         quantize_routers: also quantize the routers of a mixture of experts, as the study's code did.
+        quantize_head: also quantize the output head of a language model: its weights, to `w` bits or to those of an
+            override that names it, such as {"lm_head": "W8"}, rounded to nearest whatever the method. Its input stays
+            in floating point, also with `a` bits: a wrong token costs most there. A head that is tied to the embedding
+            is untied: the embedding stays in floating point, and the packed head takes memory beside it.
         method: how codes are chosen; "rtn" rounds to nearest. "awq", "smoothquant", "gptq", "awq+gptq" and
             "smoothquant+gptq" look at calibration text first (see `qllm_hf.method`).
         method_options: of the method, such as {"alpha": 0.6} (see `qllm_hf.method`).
@@ -139,6 +144,7 @@ class QllmConfig(QuantizationConfigMixin):
         modules_to_not_convert: list[str] | None = None,
         overrides: Mapping[str, str] | None = None,
         quantize_routers: bool = False,
+        quantize_head: bool = False,
         method: str = RTN,
         method_options: Mapping[str, Any] | None = None,
         calibration: Any = None,
@@ -163,9 +169,10 @@ class QllmConfig(QuantizationConfigMixin):
             setattr(self, key, getattr(scheme, key))
         self.modules_to_not_convert = _patterns(modules_to_not_convert)
         self.overrides = _overrides(overrides)
-        if not isinstance(quantize_routers, bool):
-            raise ConfigError(f"quantize_routers={quantize_routers!r}: give True or False.")
-        self.quantize_routers = quantize_routers
+        for name, flag in (("quantize_routers", quantize_routers), ("quantize_head", quantize_head)):
+            if not isinstance(flag, bool):
+                raise ConfigError(f"{name}={flag!r}: give True or False.")
+        self.quantize_routers, self.quantize_head = quantize_routers, quantize_head
         self.method = check_method(method)
         options_of(method, method_options)
         self.method_options = dict(method_options) if method_options else None
@@ -289,6 +296,8 @@ class QllmConfig(QuantizationConfigMixin):
             for key, value in self.__dict__.items()
             if not key.startswith("_") and key not in (*TRANSIENT_KEYS, "calibration")
         }
+        if not self.quantize_head:  # so that what was written before this option existed compares equal
+            del stored["quantize_head"]
         summary = self.calibration if isinstance(self.calibration, Mapping) else None
         return copy.deepcopy({**stored, "calibration": dict(summary) if summary else None})
 
@@ -316,6 +325,8 @@ class QllmConfig(QuantizationConfigMixin):
         """
         changes = {key: getattr(self, key) for key in RUNTIME_KEYS if key in self._given}
         requested = {key: getattr(self, key) for key in WEIGHT_KEYS if key in self._given}
+        if self.quantize_head:
+            requested["quantize_head"] = True
         return {**changes, "requested_weights": requested} if requested else changes
 
     def check_requested(self) -> None:
@@ -350,8 +361,9 @@ class QllmConfig(QuantizationConfigMixin):
 
     def __repr__(self) -> str:
         shown = ("w_symmetric", "a_symmetric", "kv_symmetric", "paper_exact", *OTHER_KEYS)
-        defaults = QllmConfig().to_dict()
-        options = "".join(f", {key}={getattr(self, key)!r}" for key in shown if getattr(self, key) != defaults[key])
+        defaults = QllmConfig()
+        different = [key for key in shown if getattr(self, key) != getattr(defaults, key)]
+        options = "".join(f", {key}={getattr(self, key)!r}" for key in different)
         return f"QllmConfig({self.scheme}{options})"
 
 

@@ -24,8 +24,12 @@ OWN_FORWARD_REASON = "a Linear subclass with a forward of its own that is not kn
 
 # Linear subclasses whose forward is input @ weight.T + bias, written differently.
 PLAIN_LINEAR_SUBCLASSES = frozenset({"FalconLinear", "NonDynamicallyQuantizableLinear"})
-# Names of output heads in code that does not say get_output_embeddings.
-HEAD_NAMES = ("lm_head", "output_layer", "embed_out", "output_projection", "score", "classifier", "qa_outputs")
+# Names of output heads in code that does not say get_output_embeddings: of language models, and of all models.
+LM_HEAD_NAMES = ("lm_head", "output_layer", "embed_out", "output_projection")
+HEAD_NAMES = (*LM_HEAD_NAMES, "score", "classifier", "qa_outputs")
+
+# Names of layers within one module that read the same input, the one that is called first in front.
+SAME_INPUT = (("q_proj", "k_proj", "v_proj"), ("query", "key", "value"), ("gate_proj", "up_proj"), ("w1", "w3"))
 
 KeptStates = Literal["kv", "keys", "none"]
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from torch import nn
 from transformers.pytorch_utils import Conv1D
@@ -20,6 +20,7 @@ from .families import (
     FP32_REASON,
     HEAD_NAMES,
     HEAD_REASON,
+    LM_HEAD_NAMES,
     OVERRIDE_REASON,
     OWN_FORWARD_REASON,
     PLAIN_LINEAR_SUBCLASSES,
@@ -50,6 +51,7 @@ class Entry:
         activation: how the input is quantized per token, or None.
         reason: why it is kept; empty if it is quantized.
         is_head: it is (tied to) the output head, which no coverage is claimed for.
+        tied: a quantized head whose weight is that of the embedding too, which stays: it is packed beside it.
         input_scale: the layer multiplies its input by a stored vector first.
     """
 
@@ -61,6 +63,7 @@ class Entry:
     activation: Spec | None
     reason: str = ""
     is_head: bool = False
+    tied: bool = False
     input_scale: bool = False
 
     @property
@@ -109,16 +112,17 @@ def make_plan(model: nn.Module, config: QllmConfig, *, check_patterns: bool = Tr
 
     Raises:
         ConfigError: its bits were chosen by a sensitivity table, and that is one of another model.
-        ModelError: a pattern of the config means no module, or `paper_exact` and a group size that does not divide
-            a row (the message names the module).
+        ModelError: a pattern of the config means no module, `quantize_head` and no head that can be quantized, or
+            `paper_exact` and a group size that does not divide a row (the message names the module).
     """
     weights = list(_linear_weights(model))
     if check_patterns:
         _check_patterns([module for _, module, _, _, _ in weights], config)
-    head, shared = _head_modules(model), shared_weights(model)
-    plan = Plan(tuple(_decide(model, config, head, shared, *weight) for weight in weights))
+    heads, shared = _heads(model), shared_weights(model)
+    plan = Plan(tuple(_decide(model, config, heads, shared, *weight) for weight in weights))
     if check_patterns:
-        modules = plan.modules().items()
+        _check_head(model, config, plan)
+        modules = Plan(tuple(entry for entry in plan.entries if not entry.is_head)).modules().items()
         config.check_budgeted({n: (sum(e.elements for e in es), packed_bits(model, es)) for n, es in modules})
     return plan
 
@@ -156,7 +160,7 @@ def patterns_of(modules: set[str], plan: Plan) -> list[str]:
 def _decide(
     model: nn.Module,
     config: QllmConfig,
-    head: set[str],
+    heads: _Heads,
     shared: set[str],
     name: str,
     module: str,
@@ -164,11 +168,11 @@ def _decide(
     shape: tuple[int, ...],
     known: bool,
 ) -> Entry:
-    is_head = module in head
+    is_head = module in heads.all
     override = first_match(module, config.overrides or {})
     scheme = config.scheme_for(config.overrides[override]) if override and config.overrides else config.scheme
-    reason = _reason_to_keep(model, config, module, is_head)
-    if not reason and name in shared:
+    reason = _reason_to_keep(model, config, module, heads)
+    if not reason and name in shared and not is_head:
         reason = SHARED_REASON
     if not reason and not known:
         reason = UNKNOWN_EXPERTS_REASON if kind == "experts" else OWN_FORWARD_REASON
@@ -180,12 +184,14 @@ def _decide(
         check_group_size(shape[-1], scheme.weight)
     except SchemeError as error:
         raise ModelError(f"{name}: {error} Or keep it: modules_to_not_convert=[{module!r}].") from None
+    if is_head:  # its input stays in floating point, and no earlier layer's scale reaches it
+        return Entry(name, module, kind, shape, scheme.weight, None, is_head=True, tied=name in shared)
     input_scale = kind != "experts" and first_match(module, config.input_scales or ()) is not None
     return Entry(name, module, kind, shape, scheme.weight, scheme.activation, input_scale=input_scale)
 
 
-def _reason_to_keep(model: nn.Module, config: QllmConfig, module: str, is_head: bool) -> str:
-    if is_head:
+def _reason_to_keep(model: nn.Module, config: QllmConfig, module: str, heads: _Heads) -> str:
+    if module in heads.all and not (config.quantize_head and module in heads.output):
         return HEAD_REASON
     if first_match(module, config.modules_to_not_convert or ()):
         return USER_REASON
@@ -223,21 +229,52 @@ def _linear_weights(model: nn.Module) -> Iterator[tuple[str, str, Kind, tuple[in
                     yield f"{name}.{parameter}", name, "experts", tuple(value.shape), False
 
 
-def _head_modules(model: nn.Module) -> set[str]:
-    """Names of modules that are the output head, or share its weight."""
+class _Heads(NamedTuple):
+    """Names of modules: those that are an output head or share its weight, and those that give a language model's
+    logits."""
+
+    all: frozenset[str]
+    output: frozenset[str]
+
+
+def _heads(model: nn.Module) -> _Heads:
     head = getattr(model, "get_output_embeddings", lambda: None)()
-    names = set()
+    weight = None if head is None else head._parameters.get("weight")
+    every, output = set(), set()
     for name, module in model.named_modules():
-        tied = head is not None and getattr(module, "_parameters", {}).get("weight") is head._parameters.get("weight")
-        if module is head or (tied and name) or name.rpartition(".")[2] in HEAD_NAMES:
-            names.add(name)
-    return names
+        last = name.rpartition(".")[2]
+        if module is head or (head is None and last in LM_HEAD_NAMES):
+            output.add(name)
+        if name and weight is not None and module._parameters.get("weight") is weight:
+            every.add(name)
+        if last in HEAD_NAMES:
+            every.add(name)
+    return _Heads(frozenset(every | output), frozenset(output))
 
 
 def shared_weights(model: nn.Module) -> set[str]:
     """Names of weights that several modules share (Zamba's blocks), by transformers' own table of ties."""
     tied: dict[str, str] = getattr(model, "all_tied_weights_keys", None) or {}
     return {*tied.keys(), *tied.values()}
+
+
+def _check_head(model: nn.Module, config: QllmConfig, plan: Plan) -> None:
+    """Raises ModelError if the config asks for other bits of the output head than it gets."""
+    heads = [entry for entry in plan.entries if entry.is_head]
+    if config.quantize_head:
+        if not any(entry.weight is not None for entry in heads):
+            found = "; ".join(f"{entry.module}: {entry.reason}" for entry in heads)
+            why = f"it stays in floating point ({found})" if heads else "there is no linear layer that is its head"
+            raise ModelError(f"quantize_head=True, but {type(model).__name__}'s output head cannot be: {why}.")
+        return
+    names = [entry.module for entry in heads]
+    for pattern, scheme in (config.overrides or {}).items():
+        meant = [entry.module for entry in plan.entries if matches(entry.module, pattern)]
+        if meant and set(meant) <= set(names) and config.scheme_for(scheme).weight is not None:
+            raise ModelError(
+                f"overrides: {pattern!r} means the output head alone, which stays in floating point. To quantize it, "
+                "give quantize_head=True as well (on the command line: --quantize-head)."
+            )
 
 
 def _check_patterns(modules: list[str], config: QllmConfig) -> None:

@@ -6,11 +6,14 @@ transformers expects of them, is in the docstring of each method.
 
 from __future__ import annotations
 
+import functools
 import re
 import warnings
+from dataclasses import replace
 from typing import Any
 
 import torch
+from accelerate.hooks import add_hook_to_module
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
@@ -29,9 +32,9 @@ from .method import RTN
 from .methods.apply import pack_by_method_
 from .nn import PackedExperts, PackedLinear, PackedModule
 from .nn.parameters import SUFFIXES
-from .plan import Plan, make_plan
+from .plan import Entry, Plan, make_plan, shared_weights
 from .scheme import FLOAT_BITS
-from .surgery import not_finite, replace_modules_, unpack_modules_
+from .surgery import not_finite, pack_modules_, replace_modules_, unpack_modules_
 
 LOWEST_COVERAGE = 0.9
 
@@ -95,7 +98,9 @@ class QllmHfQuantizer(HfQuantizer):
             warn_of_low_coverage(self.plan, config)
         if self._packs_after_loading():
             return  # the method has to see the float model
-        replace_modules_(model, self.plan, placeholders=not self.pre_quantized)
+        # a tied head has no tensor of its own, and often no place in the files: it waits for the embedding
+        now = self.plan.entries if self.pre_quantized else tuple(e for e in self.plan.entries if not e.tied)
+        replace_modules_(model, Plan(now), placeholders=not self.pre_quantized)
         if self.pre_quantized and self.plan.quantized():
             ignored = set(model._keys_to_ignore_on_load_unexpected or ())
             model._keys_to_ignore_on_load_unexpected = {*ignored, re.escape(guard_name(self.plan))}
@@ -127,7 +132,16 @@ class QllmHfQuantizer(HfQuantizer):
             owner = next((weight for weight in module.weight_specs if name.startswith(weight + "_")), None)
             if owner is not None and owner in module._parameters:
                 return 0.0  # counted with the placeholder
-        return float(param.element_size())
+        beside = 0.0 if self.pre_quantized else self._bytes_beside(model, param_name, param)
+        return float(param.element_size()) + beside
+
+    def _bytes_beside(self, model: PreTrainedModel, param_name: str, param: Tensor) -> float:
+        """Bytes per element of the packed head that a float embedding will have beside it; 0 for other parameters."""
+        ties: dict[str, str] = model.all_tied_weights_keys
+        for entry in self.plan.quantized():
+            if entry.tied and entry.weight is not None and ties.get(entry.name) == param_name:
+                return entry.weight.bits_per_element(entry.shape[-1], 8 * param.element_size()) / 8
+        return 0.0
 
     def update_weight_conversions(
         self, weight_conversions: list[Any], model: PreTrainedModel | None = None
@@ -141,6 +155,10 @@ class QllmHfQuantizer(HfQuantizer):
             raise ModelError(not_finite(name))
         if self._packs_after_loading() and not any(isinstance(module, PackedModule) for module in model.modules()):
             self.plan = pack_by_method_(model, self.quantization_config, progress=logging.is_progress_bar_enabled())
+        if not self.pre_quantized:
+            self.plan = pack_tied_heads_(model, self.plan)
+            if not any(entry.tied for entry in self.plan.quantized()):
+                say_untied_(model)  # the files held two weights although the config says that they are one
         check_complete(model)
         # fused experts are saved packed, as they are: splitting them again would need their float form
         conversions = getattr(model, "_weight_conversions", None)
@@ -149,6 +167,8 @@ class QllmHfQuantizer(HfQuantizer):
             conversions = [conversion for conversion in found if not isinstance(conversion, PrefixChange)]
         model.__dict__["_weight_conversions"] = [c for c in conversions if not _merges_experts(c)]
         finish_model_(model, self.quantization_config)
+        if any(entry.is_head for entry in self.plan.quantized()):
+            model.__dict__[RESIZE] = functools.partial(resize_unless_packed, model)
         return model
 
     def update_parallel_plan(self, model: PreTrainedModel, plan: dict[str, str]) -> None:
@@ -191,10 +211,14 @@ class QllmHfQuantizer(HfQuantizer):
         """`generate` may compile the decode step."""
         return True
 
-    def _dequantize(self, model: PreTrainedModel, dtype: torch.dtype | None = None) -> PreTrainedModel:
+    def _dequantize(self, model: PreTrainedModel, dtype: torch.dtype | str | None = None) -> PreTrainedModel:
         """Back to ordinary modules and an unquantized KV cache."""
-        unpack_modules_(model, dtype)
+        # `save_pretrained` leaves the name of the dtype in the config of the model in memory
+        unpack_modules_(model, getattr(torch, dtype) if isinstance(dtype, str) else dtype)
         model.__dict__.pop("_weight_conversions", None)  # experts are stored as in float checkpoints again
+        model.__dict__.pop(RESIZE, None)
+        if any(entry.tied for entry in self.plan.quantized()):
+            say_untied_(model)
         detach_kv(model)
         return model
 
@@ -207,6 +231,78 @@ def finish_model_(model: PreTrainedModel, config: QllmConfig) -> None:
         if isinstance(module, PackedModule):
             module.range_group = _row_group(module)
     attach_kv(model, config.scheme)
+
+
+def pack_tied_heads_(model: PreTrainedModel, plan: Plan) -> Plan:
+    """Pack the heads that were tied while the model was loaded, in place. Returns the plan, in which none is called
+    tied that was not: files may hold another head than the embedding although config.json says that they are one.
+
+    Raises:
+        ModelError: the weight is not as a whole in memory.
+    """
+    heads = [entry for entry in plan.quantized() if entry.tied]
+    waiting = [entry for entry in heads if not isinstance(model.get_submodule(entry.module), PackedModule)]
+    if not waiting:
+        return plan
+    tied = shared_weights(model)
+    for entry in waiting:
+        weight = model.get_parameter(entry.name)
+        if weight.is_meta or hasattr(weight, "placements"):
+            raise ModelError(
+                f"{entry.module} is tied to the embedding, which is on disk or cut for tensor parallelism while it is "
+                "to be quantized. Quantize with both in memory, save, and load what was saved like this."
+            )
+    hooks = {entry.module: getattr(model.get_submodule(entry.module), "_hf_hook", None) for entry in waiting}
+    pack_modules_(model, Plan(tuple(waiting)))
+    for name, hook in hooks.items():
+        if hook is not None:  # it moves inputs to the device of the head
+            add_hook_to_module(model.get_submodule(name), hook)
+
+    def as_found(entry: Entry) -> Entry:
+        return replace(entry, tied=entry.name in tied) if entry in waiting else entry
+
+    return Plan(tuple(as_found(entry) for entry in plan.entries))
+
+
+def say_untied_(model: PreTrainedModel) -> None:
+    """Let the config say that a packed head and the embedding are two weights, where nothing else is tied.
+
+    Not in an encoder-decoder: some scale their hidden states by what this value is.
+    """
+    for module in model.modules():
+        if not isinstance(module, PreTrainedModel) or getattr(module.config, "is_encoder_decoder", False):
+            continue
+        if module.__dict__.get("_tied_weights_keys") == {}:
+            del module.__dict__["_tied_weights_keys"]
+            module.config.tie_word_embeddings = False
+
+
+RESIZE = "resize_token_embeddings"
+
+
+def resize_unless_packed(
+    model: PreTrainedModel,
+    new_num_tokens: int | None = None,
+    pad_to_multiple_of: int | None = None,
+    mean_resizing: bool = True,
+) -> nn.Module:
+    """The embedding as it is, which is what a model with a packed head answers when asked for as many tokens as it has.
+
+    Raises:
+        ModelError: it is asked for another number. Nothing has changed then, where transformers would stop half way.
+    """
+    embedding: Any = model.get_input_embeddings()
+    current = int(embedding.weight.shape[0])
+    wanted = current if new_num_tokens is None else new_num_tokens
+    if pad_to_multiple_of:
+        wanted = -(-wanted // pad_to_multiple_of) * pad_to_multiple_of
+    if wanted != current:
+        raise ModelError(
+            f"the output head is packed for {current} tokens and cannot be resized to {wanted}. Resize the float model "
+            "and quantize it then, or leave the head in floating point (quantize_head=False)."
+        )
+    found: nn.Module = embedding
+    return found
 
 
 def check_complete(model: nn.Module) -> None:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from .errors import ModelError
-from .nn import PackedExperts, PackedLinear, expert_parameters, pack_experts_
+from .families import SAME_INPUT
+from .nn import PackedExperts, PackedLinear, Siblings, expert_parameters, pack_experts_
 from .packed import PackedTensor
 from .plan import Entry, Plan
 from .scheme import Spec
@@ -23,6 +26,7 @@ def replace_modules_(model: nn.Module, plan: Plan, *, placeholders: bool) -> Non
 
     `placeholders` keeps float weights on the meta device beside them, for tensors that arrive from a float checkpoint.
     """
+    untie_(model, plan)
     for name, entries in plan.modules().items():
         module = model.get_submodule(name)
         if entries[0].kind == "experts":
@@ -33,6 +37,7 @@ def replace_modules_(model: nn.Module, plan: Plan, *, placeholders: bool) -> Non
             if placeholders:
                 packed.add_placeholder(module.weight.dtype)  # type: ignore[arg-type]
             model.set_submodule(name, packed)
+    _introduce_siblings_(model)
 
 
 def round_to_nearest(entry: Entry, matrix: Tensor) -> PackedTensor:
@@ -46,6 +51,7 @@ def pack_modules_(model: nn.Module, plan: Plan, encode: Encode = round_to_neares
 
     `encode` chooses the codes of a weight [..., O, I].
     """
+    untie_(model, plan)
     for name, entries in plan.modules().items():
         module = model.get_submodule(name)
         if entries[0].kind == "experts":
@@ -69,6 +75,18 @@ def pack_modules_(model: nn.Module, plan: Plan, encode: Encode = round_to_neares
             packed.bias = module.bias  # type: ignore[assignment]
             packed.train(module.training)
             model.set_submodule(name, packed)
+    _introduce_siblings_(model)
+
+
+def _introduce_siblings_(model: nn.Module) -> None:
+    """Let packed layers that read the same input compute together."""
+    for module in model.modules():
+        for names in SAME_INPUT:
+            layers = [layer for name in names if isinstance(layer := module._modules.get(name), PackedLinear)]
+            if len(layers) == len(names):
+                siblings = Siblings(layers)
+                for layer in layers:
+                    layer.siblings = siblings
 
 
 def unpack_modules_(model: nn.Module, dtype: torch.dtype | None = None) -> None:
@@ -83,6 +101,36 @@ def unpack_modules_(model: nn.Module, dtype: torch.dtype | None = None) -> None:
             module.__class__ = type(module).__bases__[1]  # the class that was packed
             for parameter, weight in weights.items():
                 module.register_parameter(parameter, nn.Parameter(weight, requires_grad=False))
+
+
+def untie_(model: nn.Module, plan: Plan) -> None:
+    """Make transformers forget that an output head which the plan quantizes is tied to the embedding.
+
+    Only its tables of ties change, those of this instance. `config.tie_word_embeddings` goes on saying what the float
+    model is like: some architectures compute otherwise without it, and what a model took before depends on it.
+    """
+    heads = [entry.name for entry in plan.quantized() if entry.is_head]
+    for prefix, module in model.named_modules() if heads else ():
+        if isinstance(module, PreTrainedModel):
+            start = f"{prefix}." if prefix else ""
+            names = {name.removeprefix(start) for name in heads if name.startswith(start)}
+            ties: dict[str, str] = module.get_expanded_tied_weights_keys(all_submodels=False)
+            if names & {*ties.keys(), *ties.values()}:
+                module._tied_weights_keys = _ties_without(ties, names)
+            state: Any = module
+            state.all_tied_weights_keys = _ties_without(module.all_tied_weights_keys, names)
+
+
+def _ties_without(ties: dict[str, str], gone: set[str]) -> dict[str, str]:
+    """{target: source} without these names; of the targets of a source that is gone, the first takes its place."""
+    left: dict[str, str] = {}
+    heirs: dict[str, str] = {}
+    for target, source in ties.items():
+        if target not in gone:
+            source = heirs.setdefault(source, target) if source in gone else source
+            if source != target:
+                left[target] = source
+    return left
 
 
 def checked(packed: PackedTensor, name: str) -> PackedTensor:

@@ -28,6 +28,7 @@ options = st.fixed_dictionaries(
         "modules_to_not_convert": st.lists(st.sampled_from(("*.down_proj", "layers.1")), max_size=2),
         "overrides": st.dictionaries(st.sampled_from(("*.up", "layers.0")), st.sampled_from(("W8", "FP16", "W3A8"))),
         "quantize_routers": st.booleans(),
+        "quantize_head": st.just(True),  # False is not stored
     },
 )
 
@@ -76,7 +77,9 @@ def test_dict_of_a_config_is_what_config_json_holds():
         "calibration": None,
         "input_scales": None,
     }
-    assert {"quant_method", *SCHEME_KEYS, *OTHER_KEYS} == set(dict(config))
+    assert {"quant_method", *SCHEME_KEYS, *OTHER_KEYS} == set(dict(config)) | {"quantize_head"}
+    assert dict(QllmConfig(w=4, quantize_head=True))["quantize_head"] is True
+    assert "quantize_head" not in dict(QllmConfig(w=4, quantize_head=False)), "older configs compare equal"
 
 
 def test_copies_are_independent():
@@ -184,6 +187,7 @@ def test_hints_lead_to_keys_that_exist():
         ({"w": 4, "samples": 0}, ConfigError, "samples=0: give a positive number."),
         ({"bits_per_weight": 1.5}, ConfigError, "bits_per_weight=1.5: give a number from 2 to 16."),
         ({"w": 4, "quantize_routers": 1}, ConfigError, "quantize_routers=1: give True or False."),
+        ({"w": 4, "quantize_head": "W8"}, ConfigError, "quantize_head='W8': give True or False."),
         ({"w": 4, "modules_to_not_convert": "lm_head"}, ConfigError, "modules_to_not_convert='lm_head': give a list"),
         ({"w": 4, "modules_to_not_convert": [1]}, ConfigError, "modules_to_not_convert=[1]: give a list"),
         ({"w": 4, "overrides": ["W8"]}, ConfigError, "overrides=['W8']: give a mapping"),
@@ -302,6 +306,6 @@ def test_repr_names_the_scheme_and_what_differs_from_the_defaults():
     assert repr(config) == "QllmConfig(W4, modules_to_not_convert=['a'], overrides={'b': 'W8'})"
 
 
-@pytest.mark.parametrize("option", ["quantize_routers", "w_symmetric", "kv_symmetric", "paper_exact"])
+@pytest.mark.parametrize("option", ["quantize_routers", "quantize_head", "w_symmetric", "kv_symmetric", "paper_exact"])
 def test_repr_names_every_flag(option):
     assert option in repr(QllmConfig(w=4, kv=4, **{option: True}))

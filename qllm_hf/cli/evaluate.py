@@ -37,6 +37,7 @@ def evaluate(
     batch_size: asking.BatchSize = None,
     keep: options.Keep = None,
     override: options.Override = None,
+    quantize_head: options.QuantizeHead = False,
     dtype: options.DtypeOption = options.Dtype.auto,
     device_map: options.DeviceMap = None,
     trust_remote_code: options.TrustRemoteCode = False,
@@ -56,7 +57,7 @@ def evaluate(
       torchrun --nproc_per_node 2 -m qllm_hf evaluate path/to/model --scheme W4 -o results
     """
     with answering(as_json=as_json, quiet=quiet, debug=debug):
-        config = options.make_config(scheme, keep, override)
+        config = options.make_config(scheme, keep, override, quantize_head=quantize_head)
         names = asking.choose(tasks, abilities, without, judge is not None)
 
         from ..evaluation import engine

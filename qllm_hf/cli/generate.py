@@ -22,6 +22,7 @@ def generate(
     chat: Annotated[bool, typer.Option("--chat", help="PROMPT is a message: use the model's chat template.")] = False,
     keep: options.Keep = None,
     override: options.Override = None,
+    quantize_head: options.QuantizeHead = False,
     dtype: options.DtypeOption = options.Dtype.auto,
     device_map: options.DeviceMap = None,
     trust_remote_code: options.TrustRemoteCode = False,
@@ -40,7 +41,7 @@ def generate(
       qllm-hf generate path/to/model "Once upon a time" --scheme W4KV4 --max-new-tokens 128
     """
     with answering(as_json=as_json, quiet=quiet, debug=debug):
-        config = options.make_config(scheme, keep, override)
+        config = options.make_config(scheme, keep, override, quantize_head=quantize_head)
 
         from transformers import TextStreamer, set_seed
 

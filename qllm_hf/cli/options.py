@@ -50,6 +50,10 @@ Override = Annotated[
         "--override", metavar="PATTERN=SCHEME", help="Other bits for some layers: '*.down_proj=W8'. Repeatable."
     ),
 ]
+QuantizeHead = Annotated[
+    bool,
+    typer.Option("--quantize-head", help="The output head too: to the bits of the weights, or of an --override."),
+]
 DtypeOption = Annotated[
     Dtype, typer.Option("--dtype", help="Of what stays in floating point; auto: as the model says.")
 ]

@@ -25,7 +25,7 @@ class Work:
         expert_elements, expert_bytes: of all experts together.
         experts: in each layer that has some; 0 in a dense model.
         experts_per_token: of them, for one token.
-        lookup_bytes: of embeddings whose rows are only looked up.
+        lookup_bytes: of embeddings whose rows are only looked up, also because the head has a packed form of its own.
         head_products: of the output head.
         float_products: of everything else with inputs in floating point.
         integer_products: of everything else with inputs of at most 8 bits.
@@ -72,7 +72,7 @@ def work_of(model: PreTrainedModel, plan: Plan) -> Work:
         expert_bytes=sum(_stored_bytes(entry, itemsize) for entry in expert_entries),
         experts=experts,
         experts_per_token=chosen,
-        lookup_bytes=_lookup_bytes(model),
+        lookup_bytes=_lookup_bytes(model, plan),
         head_products=head,
         float_products=float_products,
         integer_products=integer_products,
@@ -109,9 +109,10 @@ def _head_elements(model: PreTrainedModel, plan: Plan) -> int:
     return 0 if weight is None else int(weight.numel())
 
 
-def _lookup_bytes(model: PreTrainedModel) -> int:
-    """Of embeddings that no product reads: those that are not tied to the head."""
+def _lookup_bytes(model: PreTrainedModel, plan: Plan) -> int:
+    """Of embeddings that no product reads: those that are not tied to a head in floating point."""
     head: Any = model.get_output_embeddings()
-    multiplied = id(getattr(head, "weight", None))
+    packed = any(entry.is_head for entry in plan.quantized())
+    multiplied = None if packed else id(getattr(head, "weight", None))
     found = {id(m.weight): m.weight for m in model.modules() if isinstance(m, nn.Embedding)}
     return sum(w.numel() * w.element_size() for key, w in found.items() if key != multiplied)

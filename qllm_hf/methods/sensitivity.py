@@ -26,7 +26,7 @@ from ..budget import Choice
 from ..config import BUDGET_W, QllmConfig
 from ..errors import CalibrationError, ConfigError, ModelError
 from ..patterns import first_match
-from ..plan import Entry, make_plan, packed_bits
+from ..plan import Entry, Plan, make_plan, packed_bits
 from ..scheme import ALLOWED_BITS, FLOAT_BITS
 from ..sensitivity_table import SENSITIVITY_FORMAT, read_table
 from ..uniform import fake_quantize
@@ -184,9 +184,10 @@ def _measure(
 
 
 def _modules(model: PreTrainedModel, config: QllmConfig) -> dict[str, list[Entry]]:
-    """The modules whose bits are to be chosen: quantized, and not named by an override."""
+    """The modules whose bits are to be chosen: quantized, not named by an override, and not the output head."""
     plain = make_plan(model, config)
-    return {name: entries for name, entries in plain.modules().items() if not first_match(name, config.overrides or {})}
+    inside = Plan(tuple(entry for entry in plain.entries if not entry.is_head)).modules()
+    return {name: entries for name, entries in inside.items() if not first_match(name, config.overrides or {})}
 
 
 def _choices(model: PreTrainedModel, entries: list[Entry], costs: Mapping[int, float]) -> tuple[Choice, ...]:

@@ -69,10 +69,12 @@ def _quantizer(model: PreTrainedModel) -> QllmHfQuantizer | None:
 
 def _report(model: PreTrainedModel, config: QllmConfig, plan: Plan, origin: Origin) -> Report:
     scheme = config.scheme
-    packed, kept = packed_weights(model), kept_groups(model, plan)
+    packed, kept = packed_weights(model, plan), kept_groups(model, plan)
     packed_elements = sum(weight.elements for weight in packed)
-    elements = packed_elements + sum(group.elements for group in kept)
+    replaced_elements = sum(weight.elements for weight in packed if not weight.beside)
+    elements = replaced_elements + sum(group.elements for group in kept)
     bytes_before, bytes_after = sum(w.bytes_before for w in packed), sum(w.bytes_after for w in packed)
+    linear = [weight for weight in packed if not weight.is_head]
     kept_bytes, kept_linear = sum(group.bytes for group in kept), kept_linear_bytes(model, plan)
     is_quantized = bool(packed) or scheme.kv < FLOAT_BITS
     return Report(
@@ -84,22 +86,32 @@ def _report(model: PreTrainedModel, config: QllmConfig, plan: Plan, origin: Orig
         elements=elements,
         parameter_bytes_before=bytes_before + kept_bytes,
         parameter_bytes_after=bytes_after + kept_bytes,
-        linear_bytes_before=bytes_before + kept_linear,
-        linear_bytes_after=bytes_after + kept_linear,
+        linear_bytes_before=sum(w.bytes_before for w in linear) + kept_linear,
+        linear_bytes_after=sum(w.bytes_after for w in linear) + kept_linear,
         bits_per_weight=8 * bytes_after / packed_elements if packed else None,
         bits_per_weight_expected=sum(w.expected_bits for w in packed) / packed_elements if packed else None,
         linear_coverage=plan.coverage(),
-        parameter_coverage=packed_elements / elements if elements else 0.0,
+        parameter_coverage=replaced_elements / elements if elements else 0.0,
         quantized=quantized_groups(packed),
         kept=kept,
         kv=kv_report(model, scheme),
         backends=model_backends(model),
-        notes=(*_method_notes(config), *_family_notes(model)) if is_quantized else (),
+        notes=(*_method_notes(config), *_head_notes(plan), *_family_notes(model)) if is_quantized else (),
     )
 
 
 def _family_notes(model: PreTrainedModel) -> tuple[str, ...]:
     return family(model.config.get_text_config(decoder=True).model_type).notes
+
+
+def _head_notes(plan: Plan) -> tuple[str, ...]:
+    """What was done with the output head, if it is quantized."""
+    return tuple(
+        f"{entry.module}: the output head is rounded to nearest, and its input stays in floating point"
+        + ("; the embedding that it was tied to stays as well, and the packed head is stored beside it" * entry.tied)
+        for entry in plan.quantized()
+        if entry.is_head
+    )
 
 
 def _method_notes(config: QllmConfig) -> tuple[str, ...]:

@@ -21,8 +21,10 @@ class PackedWeight(NamedTuple):
     Attributes:
         how: kind, spec of the weight, bits of the activations.
         elements: number of float weights.
-        bytes_before, bytes_after: in the dtype of its scales, and as it is stored.
+        bytes_before, bytes_after: in the dtype of its scales (0 if `beside`), and as it is stored.
         expected_bits: what its format predicts for all of it.
+        is_head: it is the output head.
+        beside: its float weight is the embedding's, which stays and is counted there.
     """
 
     how: tuple[str, Spec, int]
@@ -30,23 +32,33 @@ class PackedWeight(NamedTuple):
     bytes_before: int
     bytes_after: int
     expected_bits: float
+    is_head: bool
+    beside: bool
 
 
-def packed_weights(model: nn.Module) -> list[PackedWeight]:
+def packed_weights(model: nn.Module, plan: Plan) -> list[PackedWeight]:
     """All packed weights of a model, measured; one that several modules share is counted once."""
+    heads = {entry.module: entry for entry in plan.quantized() if entry.is_head}
     found: dict[int, PackedWeight] = {}
-    for module in packed_modules(model):
+    for prefix, module in model.named_modules():
+        if not isinstance(module, PackedModule):
+            continue
+        head = heads.get(prefix)
+        beside = head is not None and head.tied
+        activation_bits = module.activation_spec.bits if module.activation_spec else FLOAT_BITS
         for name, (spec, length) in module.weight_specs.items():
             parts = {part: module._parameters.get(name + suffix) for part, suffix in SUFFIXES.items()}
             words, scale = parts["words"], parts["scale"]
             assert words is not None and scale is not None
             elements = words.shape[:-1].numel() * length
             found[id(words)] = PackedWeight(
-                how=(_kind(module), spec, module.activation_spec.bits if module.activation_spec else FLOAT_BITS),
+                how=(_kind(module) if head is None else "head", spec, activation_bits),
                 elements=elements,
-                bytes_before=elements * scale.element_size(),
+                bytes_before=0 if beside else elements * scale.element_size(),
                 bytes_after=sum(_nbytes(tensor) for tensor in parts.values() if tensor is not None),
                 expected_bits=elements * spec.bits_per_element(length, 8 * scale.element_size()),
+                is_head=head is not None,
+                beside=beside,
             )
     return list(found.values())
 
@@ -95,7 +107,7 @@ def kept_linear_bytes(model: nn.Module, plan: Plan) -> int:
 
 def parameter_bytes(model: nn.Module) -> int:
     """Bytes of all parameters and saved buffers, packed or not."""
-    packed = sum(weight.bytes_after for weight in packed_weights(model))
+    packed = sum(weight.bytes_after for weight in packed_weights(model, Plan(())))
     return packed + sum(_nbytes(tensor) for tensor, _, _ in _float_tensors(model))
 
 

@@ -14,11 +14,11 @@ class QuantizedGroup:
     """Weights that are quantized in the same way.
 
     Attributes:
-        kind: "linear", "conv1d" or "experts".
+        kind: "linear", "conv1d", "experts", or "head" for an output head.
         bits, group_size, symmetric: of the weights; group_size -1 is one group per row, 0 one per matrix.
         activation_bits: of their inputs; 16 is floating point.
         weights: how many tensors.
-        bytes_before: what they take in floating point.
+        bytes_before: what they take in floating point; 0 for a head that was tied to the embedding, which is kept.
         bytes_after: packed words, scales and zero points.
     """
 
@@ -127,7 +127,7 @@ class Report:
         bits_per_weight_expected: the same, from the format alone.
         linear_coverage: quantized share of the linear weights, 0 to 1; the output head does not count.
         parameter_coverage: quantized share of all parameters, 0 to 1.
-        quantized, kept: together they are all parameters.
+        quantized, kept: together they are all parameters, a head that was tied to a kept embedding twice.
         notes: what one may not expect of this family of models.
     """
 
