@@ -23,7 +23,7 @@ def check(model):
         peak = peak_of(torch.device("cpu"), lambda case=case, ids=ids: run_once(model, ids, case))[1]
         assert peak <= appetite.bytes(case), case
         if case.tokens > 400:  # shorter ones: the shortest run as it is, and new tokens count as if they were read
-            assert appetite.bytes(case) < 1.6 * peak, case
+            assert appetite.bytes(case) < 1.75 * peak, case
     return appetite
 
 

@@ -17,6 +17,8 @@ def sanitized(builder, library, pytestconfig) -> tuple[Path, str]:
 
     What was compiled is kept in pytest's cache.
     """
+    if os.environ.get("QLLM_TEST_SANITIZERS") != "1":
+        pytest.skip("takes minutes to compile: set QLLM_TEST_SANITIZERS=1")
     command = next(builder._commands(os.environ), None)
     if command is None:
         pytest.skip("no C++ compiler")
