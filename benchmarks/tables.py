@@ -301,6 +301,73 @@ def speed() -> str:
     return table(header, lines)
 
 
+def linear() -> str:
+    """Ours and the best other library with as many bits of weights, for each number of tokens."""
+    found = [row for row in rows("linear") if row.get("ratio")]
+    large = [(n, k) for n, k in dict.fromkeys((row["n"], row["k"]) for row in found) if int(k) >= 4096]
+    lines = []
+    for tokens in dict.fromkeys(row["tokens"] for row in found):
+        here = [row for row in found if row["tokens"] == tokens and (row["n"], row["k"]) in large]
+        shapes = [shape for shape in large if any((row["n"], row["k"]) == shape for row in here)]
+        for name in (name for name in dict.fromkeys(row["method"] for row in here) if name.startswith("qllm_hf")):
+            ours = {(row["n"], row["k"]): row for row in here if row["method"] == name}
+            if len(ours) < len(shapes):
+                continue
+            others = [
+                max(
+                    (float(row["ratio"]), row["method"])
+                    for row in here
+                    if (row["n"], row["k"]) == shape
+                    and row["bits"] == ours[shape]["bits"]
+                    and not row["method"].startswith(("qllm_hf", "bf16"))
+                )
+                if any(row["bits"] == ours[shape]["bits"] and "qllm_hf" not in row["method"] for row in here)
+                else (math.nan, "none")
+                for shape in shapes
+            ]
+            best = max(others, key=lambda each: -math.inf if math.isnan(each[0]) else each[0])
+            lines.append(
+                [
+                    tokens,
+                    name.removeprefix("qllm_hf cpu "),
+                    " / ".join(f"{float(ours[shape]['ratio']):.2f}" for shape in shapes),
+                    " / ".join(f"{float(ours[shape]['gb_per_s']):.1f}" for shape in shapes),
+                    "" if math.isnan(best[0]) else f"{best[0]:.2f} ({best[1]})",
+                ]
+            )
+    shown = ", ".join(f"{n}x{k}" for n, k in large)
+    return table(["tokens", "", f"faster than bf16, {shown}", "GB/s of weights", "best peer"], lines)
+
+
+def attention() -> str:
+    found = [row for row in rows("attention") if row["method"] == "qllm_hf"]
+    lines: dict[tuple[str, str, str], dict[str, str]] = {}
+    for row in found:
+        cell = f"{float(row['ratio']):.2f} ({float(row['ratio_to_grouped']):.2f})"
+        lines.setdefault((row["heads"], row["head_dim"], row["tokens"]), {})[row["bits"]] = cell
+    bits = list(dict.fromkeys(row["bits"] for row in found))
+    body = [[*key, *(cells.get(each, "") for each in bits)] for key, cells in lines.items()]
+    return table(["heads/kv heads", "head dim", "tokens", *(f"KV{each}" for each in bits)], body)
+
+
+def decode() -> str:
+    lines = []
+    for row in rows("decode"):
+        measured = bool(row["ratio"])
+        lines.append(
+            [
+                row["model"],
+                row["context"],
+                row["method"],
+                f"{float(row['ms_per_token']):.1f}" if measured else row["remark"],
+                f"{float(row['ratio']):.2f}x" if measured else "",
+                f"{float(row['prefill_ratio']):.2f}x" if row["prefill_ratio"] else "",
+                f"{float(row['peak_rss_mb']):.0f}" if row["peak_rss_mb"] else "",
+            ]
+        )
+    return table(["model", "context", "", "ms a token", "a token", "prefill", "peak MB"], lines)
+
+
 FILES: dict[Path, dict[str, Callable[[], str]]] = {
     REPO / "README.md": {
         "abilities": abilities,
@@ -311,6 +378,7 @@ FILES: dict[Path, dict[str, Callable[[], str]]] = {
         "loading": loading,
     },
     REPO / "docs" / "choosing.md": {"cost": cost, "speed": speed},
+    REPO / "docs" / "kernels.md": {"linear": linear, "attention": attention, "decode": decode},
     REPO / "docs" / "evaluation.md": {"kv_scores": kv_scores, "evaluation": evaluation, "scores": scores},
     REPO / "docs" / "methods.md": {
         "calibration": calibration,
