@@ -303,7 +303,9 @@ def speed() -> str:
 
 def linear() -> str:
     """Ours and the best other library with as many bits of weights, for each number of tokens."""
-    found = [row for row in rows("linear") if row.get("ratio")]
+    # a product without the quantization that it needs is no linear layer; A4 takes as long as A8
+    bare = ("integers only",)
+    found = [r for r in rows("linear") if r["ratio"] and r["activation_bits"] != "4" and not r["method"].endswith(bare)]
     large = [(n, k) for n, k in dict.fromkeys((row["n"], row["k"]) for row in found) if int(k) >= 4096]
     lines = []
     for tokens in dict.fromkeys(row["tokens"] for row in found):
@@ -339,35 +341,6 @@ def linear() -> str:
     return table(["tokens", "", f"faster than bf16, {shown}", "GB/s of weights", "best peer"], lines)
 
 
-def attention() -> str:
-    found = [row for row in rows("attention") if row["method"] == "qllm_hf"]
-    lines: dict[tuple[str, str, str], dict[str, str]] = {}
-    for row in found:
-        cell = f"{float(row['ratio']):.2f} ({float(row['ratio_to_grouped']):.2f})"
-        lines.setdefault((row["heads"], row["head_dim"], row["tokens"]), {})[row["bits"]] = cell
-    bits = list(dict.fromkeys(row["bits"] for row in found))
-    body = [[*key, *(cells.get(each, "") for each in bits)] for key, cells in lines.items()]
-    return table(["heads/kv heads", "head dim", "tokens", *(f"KV{each}" for each in bits)], body)
-
-
-def decode() -> str:
-    lines = []
-    for row in rows("decode"):
-        measured = bool(row["ratio"])
-        lines.append(
-            [
-                row["model"],
-                row["context"],
-                row["method"],
-                f"{float(row['ms_per_token']):.1f}" if measured else row["remark"],
-                f"{float(row['ratio']):.2f}x" if measured else "",
-                f"{float(row['prefill_ratio']):.2f}x" if row["prefill_ratio"] else "",
-                f"{float(row['peak_rss_mb']):.0f}" if row["peak_rss_mb"] else "",
-            ]
-        )
-    return table(["model", "context", "", "ms a token", "a token", "prefill", "peak MB"], lines)
-
-
 FILES: dict[Path, dict[str, Callable[[], str]]] = {
     REPO / "README.md": {
         "abilities": abilities,
@@ -378,7 +351,7 @@ FILES: dict[Path, dict[str, Callable[[], str]]] = {
         "loading": loading,
     },
     REPO / "docs" / "choosing.md": {"cost": cost, "speed": speed},
-    REPO / "docs" / "kernels.md": {"linear": linear, "attention": attention, "decode": decode},
+    REPO / "docs" / "kernels.md": {"linear": linear},
     REPO / "docs" / "evaluation.md": {"kv_scores": kv_scores, "evaluation": evaluation, "scores": scores},
     REPO / "docs" / "methods.md": {
         "calibration": calibration,
