@@ -341,6 +341,17 @@ def linear() -> str:
     return table(["tokens", "", f"faster than bf16, {shown}", "GB/s of weights", "best peer"], lines)
 
 
+def attention() -> str:
+    found = [row for row in rows("attention") if row["method"] == "kernel"]
+    lines: dict[tuple[str, str, str], dict[str, str]] = {}
+    for row in found:
+        cell = f"{float(row['ratio']):.2f} ({float(row['ratio_to_grouped']):.2f})"
+        lines.setdefault((row["heads"], row["head_dim"], row["tokens"]), {})[row["bits"]] = cell
+    bits = list(dict.fromkeys(row["bits"] for row in found))
+    body = [[*key, *(cells.get(each, "") for each in bits)] for key, cells in lines.items()]
+    return table(["heads/kv heads", "head dim", "tokens", *(f"KV{each}" for each in bits)], body)
+
+
 FILES: dict[Path, dict[str, Callable[[], str]]] = {
     REPO / "README.md": {
         "abilities": abilities,
@@ -351,7 +362,7 @@ FILES: dict[Path, dict[str, Callable[[], str]]] = {
         "loading": loading,
     },
     REPO / "docs" / "choosing.md": {"cost": cost, "speed": speed},
-    REPO / "docs" / "kernels.md": {"linear": linear},
+    REPO / "docs" / "kernels.md": {"linear": linear, "attention": attention},
     REPO / "docs" / "evaluation.md": {"kv_scores": kv_scores, "evaluation": evaluation, "scores": scores},
     REPO / "docs" / "methods.md": {
         "calibration": calibration,
