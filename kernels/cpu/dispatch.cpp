@@ -13,11 +13,6 @@
     }
 QLLM_DECLARE(qllm_portable)
 // The build says which other levels it has: a compiler may know fewer of them.
-#ifdef QLLM_X86
-#define QLLM_WITH_AVX2
-#define QLLM_WITH_AVX2_VNNI
-#define QLLM_WITH_AVX512_VNNI
-#endif
 #ifdef QLLM_WITH_AVX2
 QLLM_DECLARE(qllm_avx2)
 #endif
