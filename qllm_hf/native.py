@@ -8,20 +8,14 @@ there (gradients, traces, fake tensors, subclasses, modes, a graph that is being
 from __future__ import annotations
 
 import functools
-import sys
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
-from .scheme import PER_TENSOR, Spec
+from qllm_kernels import cpu, encode
 
-try:
-    from qllm_kernels import cpu, encode
-except ModuleNotFoundError:  # a source tree that was put on the path and not installed
-    sys.path.append(str(Path(__file__).resolve().parents[1] / "kernels" / "torch-ext"))
-    from qllm_kernels import cpu, encode
+from .scheme import PER_TENSOR, Spec
 
 TYPES = {torch.float32: cpu.FLOAT32, torch.bfloat16: cpu.BFLOAT16, torch.float16: cpu.FLOAT16}
 """Floating-point types that the kernels take, and their numbers there."""
