@@ -21,7 +21,6 @@ Rows that are there already, of the same versions, are kept.
 from __future__ import annotations
 
 import argparse
-import csv
 import os
 import re
 from collections.abc import Iterator
@@ -32,7 +31,7 @@ os.environ["OMP_NUM_THREADS"] = "2"
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 import torch
-from machine import RESULTS, machine, write_rows
+from machine import RESULTS, key_of, machine, read_rows, write_rows
 from peers import models
 from peers.interleaved import Sample, Samples
 from peers.method import version_of
@@ -153,18 +152,6 @@ def prefilled(model: Model, worker: Worker, context: int, known: dict[int, float
     return found
 
 
-def read_rows() -> dict[tuple[str, ...], dict[str, Any]]:
-    path = RESULTS / f"{NAME}.csv"
-    if not path.exists():
-        return {}
-    with path.open(encoding="utf-8") as file:
-        return {key_of(row): dict(row) for row in csv.DictReader(file)}
-
-
-def key_of(row: dict[str, Any]) -> tuple[str, ...]:
-    return tuple(str(row[name]) for name in KEY)
-
-
 def is_current(row: dict[str, Any] | None, method: ModelMethod) -> bool:
     """Whether a row was measured, or cut off, with what is installed now."""
     versions = {"version": version_of(method.package), "torch": torch.__version__}
@@ -193,7 +180,7 @@ def main() -> None:
         chosen = next(method for method in table if method.name == name)
         serve(lambda: chosen.load(Path(folder), work))
         return
-    rows = read_rows()
+    rows = read_rows(NAME, KEY)
     contexts = sorted(map(int, given.contexts.split(",")))
     for name in given.models.split(","):
         model: Model | None = None
@@ -205,9 +192,9 @@ def main() -> None:
                 continue
             model = model or Model(name, work, given.limit)
             for row in rows_of(model, method, missing, given.new_tokens, given.rounds):
-                rows[key_of(row)] = row
+                rows[key_of(row, KEY)] = row
                 shown = ("ms_per_token", "ratio", "prefill_s", "prefill_ratio", "error", "peak_rss_mb", "remark")
-                print(*key_of(row), *(row[column] for column in shown), sep="  ", flush=True)
+                print(*key_of(row, KEY), *(row[column] for column in shown), sep="  ", flush=True)
                 write_rows(NAME, in_order(rows, [method.name for method in table]))
         if model is not None:
             model.worker.end()

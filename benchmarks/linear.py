@@ -20,7 +20,6 @@ llama-cpp-python (built here with CMAKE_ARGS=-DGGML_NATIVE=ON, so that it uses w
 from __future__ import annotations
 
 import argparse
-import csv
 import os
 import re
 import time
@@ -32,7 +31,7 @@ from typing import Any
 os.environ["OMP_NUM_THREADS"] = "2"  # the one pool of threads that torch and all of these libraries share
 
 import torch
-from machine import RESULTS, machine, write_rows
+from machine import RESULTS, key_of, machine, read_rows, write_rows
 from peers import aten, autoround, ggml, modules, ours
 from peers.bandwidth import read_bandwidth
 from peers.interleaved import Call, Times, interleave, round_bytes
@@ -216,18 +215,6 @@ def reason_of(error: BaseException) -> str:
     return (text if isinstance(error, NotHere) else f"{type(error).__name__}: {text}")[:160]
 
 
-def read_rows() -> dict[tuple[str, ...], dict[str, Any]]:
-    path = RESULTS / f"{NAME}.csv"
-    if not path.exists():
-        return {}
-    with path.open(encoding="utf-8") as file:
-        return {key_of(row): dict(row) for row in csv.DictReader(file)}
-
-
-def key_of(row: dict[str, Any]) -> tuple[str, ...]:
-    return tuple(str(row[name]) for name in KEY)
-
-
 def is_current(row: dict[str, Any] | None, method: Method) -> bool:
     """Whether a row was measured with what is installed now, or says what another library still refuses."""
     versions = {"version": method.version(), "torch": torch.__version__}
@@ -256,7 +243,7 @@ def main() -> None:
     baseline, *others = ours.methods(given.implementation)
     table = [baseline, *others, *aten.methods(), *modules.methods(), *autoround.methods(), *ggml.methods()]
     asked = [method for method in table[1:] if re.search(given.methods, method.name)]
-    rows = read_rows()
+    rows = read_rows(NAME, KEY)
     shapes = [shape_of(text) for text in given.shapes.split(",")] if given.shapes else list(SHAPES)
     for n, k in shapes:
         todo: dict[int, list[Method]] = {}
@@ -268,9 +255,9 @@ def main() -> None:
         if not todo:
             continue
         for row in rows_of_shape(n, k, todo, baseline, given.rounds):
-            rows[key_of(row)] = row
+            rows[key_of(row, KEY)] = row
             shown = ("median_us", "ratio", "gb_per_s", "error", "error_to_float", "dropped", "remark")
-            print(*key_of(row), *(row[name] for name in shown), sep="  ", flush=True)
+            print(*key_of(row, KEY), *(row[name] for name in shown), sep="  ", flush=True)
             write_rows(NAME, in_order(rows, [method.name for method in table]))
     print(RESULTS / f"{NAME}.csv")
 

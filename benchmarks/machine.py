@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import platform
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,3 +49,16 @@ def write_rows(name: str, rows: list[dict[str, Any]]) -> Path:
         writer.writerows(rows)
     partial.replace(path)
     return path
+
+
+def read_rows(name: str, key: Sequence[str]) -> dict[tuple[str, ...], dict[str, Any]]:
+    """The rows of results/<name>.csv by what they measure, the columns `key`; none before the first run."""
+    path = RESULTS / f"{name}.csv"
+    if not path.exists():
+        return {}
+    with path.open(encoding="utf-8") as file:
+        return {key_of(row, key): dict(row) for row in csv.DictReader(file)}
+
+
+def key_of(row: Mapping[str, Any], key: Sequence[str]) -> tuple[str, ...]:
+    return tuple(str(row[name]) for name in key)
