@@ -24,6 +24,7 @@ LAYERS = {
     "checkpoint": 1,
     "builtin": 1,
     "patterns": 1,
+    "choices": 1,
     "method": 1,
     "curriculum": 1,
     "_autoload": 1,

@@ -6,8 +6,9 @@ scaled_dot_product_attention, `attend` takes the packed rows as they are; at any
 
 from __future__ import annotations
 
+from ..choices import Resolution
 from .lazy import LazyRows, lazy_pair
-from .registry import ATTENTION, Implementation, Resolution, attend, prefer, resolve
+from .registry import ATTENTION, Implementation, attend, prefer, resolve
 from .request import KvRows, Request
 
 __all__ = [

@@ -7,8 +7,9 @@ one runs for a given request, and why each of the others does not.
 
 from __future__ import annotations
 
+from ..choices import Resolution
 from .experts import expert_product
-from .registry import LINEAR, Implementation, Request, Resolution, linear, linear_many, prefer, resolve
+from .registry import LINEAR, Implementation, Request, linear, linear_many, prefer, resolve
 from .shortcut import Shortcut
 
 __all__ = [

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from ..errors import ConfigError
+from ..choices import Choices
 from ..packed import PackedTensor
 from ..scheme import Spec
 from . import cpu, integer, reference
@@ -51,18 +49,6 @@ class Implementation:
     run_many: LinearManyFunction | None = None
 
 
-@dataclass(frozen=True)
-class Resolution:
-    """The implementation that runs, and (name, reason) of each one that was passed over before it."""
-
-    chosen: Implementation
-    refused: tuple[tuple[str, str], ...]
-
-    def __str__(self) -> str:
-        passed = "".join(f"; not {name}: {reason}" for name, reason in self.refused)
-        return f"{self.chosen.name} ({self.chosen.summary}){passed}"
-
-
 LINEAR = (
     Implementation("cpu", "C++, on packed weights", cpu.linear, cpu.refuses, run_many=cpu.linear_many),
     Implementation("integer", "products of integers, exact zero points", integer.linear, integer.refuses, False),
@@ -70,61 +56,9 @@ LINEAR = (
 )
 
 
-def _known(name: str | None) -> str | None:
-    names = [implementation.name for implementation in LINEAR]
-    if name is not None and name not in names:
-        raise ConfigError(f"QLLM_HF_LINEAR={name!r} is no implementation: allowed are {', '.join(names)}.")
-    return name
-
-
-_preferred: str | None = None
-_changes = 0  # how often `prefer` began or ended: what was resolved before may be out of date
-
-
-@contextlib.contextmanager
-def prefer(name: str | None) -> Iterator[None]:
-    """Within the block, run the named implementation wherever it can take the request.
-
-    Raises:
-        ConfigError: there is no implementation of that name.
-    """
-    global _preferred, _changes
-    before, _preferred = _preferred, _known(name)
-    _changes += 1
-    try:
-        yield
-    finally:
-        _preferred = before
-        _changes += 1
-
-
-def changes() -> int:
-    """A number that is another one after each change of what is preferred."""
-    return _changes
-
-
-def resolve(request: Request) -> Resolution:
-    """Which implementation of the linear operation takes a request, and why those before it do not.
-
-    The environment variable QLLM_HF_LINEAR, or the block `prefer(name)`, names one to use where it can run. Layers that
-    have run keep what they resolved until the next `prefer`, so set the variable before.
-
-    Raises:
-        ConfigError: QLLM_HF_LINEAR names no implementation, or QLLM_HF_CPU no level.
-    """
-    preferred = _preferred or _known(os.environ.get("QLLM_HF_LINEAR"))
-    for implementation in LINEAR:
-        if implementation.name == preferred and implementation.refuses(request) is None:
-            return Resolution(implementation, ())
-    refused: list[tuple[str, str]] = []
-    for implementation in LINEAR:
-        reason = implementation.refuses(request)
-        if reason is None and not implementation.automatic:
-            reason = f"runs only on demand (QLLM_HF_LINEAR={implementation.name})"
-        if reason is None:
-            return Resolution(implementation, tuple(refused))
-        refused.append((implementation.name, reason))
-    raise AssertionError("the last implementation accepts everything")
+CHOICES: Choices[Request, Implementation] = Choices("QLLM_HF_LINEAR", lambda: LINEAR)
+prefer, resolve = CHOICES.prefer, CHOICES.resolve
+"""Layers that have run keep what they resolved until the next `prefer`, so set the variable before."""
 
 
 _chosen: dict[tuple[object, ...], Implementation] = {}
@@ -140,7 +74,7 @@ def chosen(x: Tensor, weight: PackedTensor, activation: Spec | None) -> Implemen
     if _table is not LINEAR:
         _chosen.clear()
         _table = LINEAR
-    key = (_preferred or os.environ.get("QLLM_HF_LINEAR"), *request)
+    key = (CHOICES.asked_for, *request)
     found = _chosen.get(key)
     if found is None:
         found = _chosen[key] = resolve(Request(*request)).chosen

@@ -27,7 +27,7 @@ class Shortcut:
 
     def __init__(self, prepared: cpu.Prepared, pairs: Sequence[cpu.Pair]) -> None:
         self._prepared, self._dtype = prepared, prepared.dtype
-        self._changes = registry.changes()
+        self._changes = registry.CHOICES.changes
         self._known = [
             (_nothing, 0) if tensor is None else (weakref.ref(tensor), tensor.data_ptr())
             for tensor in tensors_of(pairs)
@@ -48,7 +48,7 @@ class Shortcut:
 
         `tensors` are words, scale, zero point (or None) and bias (or None) of each weight.
         """
-        if self._changes != registry._changes or x.dtype is not self._dtype:
+        if self._changes != registry.CHOICES.changes or x.dtype is not self._dtype:
             return None
         for tensor, (known, address) in zip(tensors, self._known):  # noqa: B905  (that costs)
             # what is gone is None as well, but had an address
