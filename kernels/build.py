@@ -50,12 +50,14 @@ class Level:
     name: str
     processors: tuple[str, ...]
     flags: tuple[str, ...] = ()
+    source: str = "level.cpp"
 
 
 AVX2 = ("-mavx2", "-mfma", "-mf16c")
 AVX512 = (*AVX2, "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512vnni")
 X86 = ("x86_64", "amd64")
 LEVELS = (
+    Level("amx", X86, (*AVX512, "-mamx-tile", "-mamx-int8"), "amx.cpp"),  # its tiles; the rest is avx512_vnni
     Level("avx512_vnni", X86, AVX512),
     Level("avx2_vnni", X86, (*AVX2, "-mavxvnni")),
     Level("avx2", X86, AVX2),
@@ -210,7 +212,7 @@ def _compile_all(
         target = f"{level.name}-{digest[:16]}.o"
         if kept is not None and (kept / target).exists():
             return str(kept / target)
-        run(*arguments, "-c", str(SOURCES / "level.cpp"), "-o", target)
+        run(*arguments, "-c", str(SOURCES / level.source), "-o", target)
         if kept is not None:
             kept.mkdir(parents=True, exist_ok=True)
             _replace(kept / target, (work / target).read_bytes())

@@ -6,6 +6,7 @@
 #include <chrono>
 
 #include "level.h"
+#include "tile_check.h"
 
 #define QLLM_DECLARE(space) \
     namespace space {       \
@@ -22,6 +23,11 @@ QLLM_DECLARE(qllm_avx2_vnni)
 #ifdef QLLM_WITH_AVX512_VNNI
 QLLM_DECLARE(qllm_avx512_vnni)
 #endif
+#if defined(QLLM_WITH_AMX) && defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+extern const TileRegisters QLLM_AMX;
+#endif
 
 #ifdef __x86_64__
 #include <cpuid.h>
@@ -29,7 +35,7 @@ QLLM_DECLARE(qllm_avx512_vnni)
 namespace {
 
 struct Cpu {
-    bool avx2 = false, avx2_vnni = false, avx512_vnni = false;
+    bool avx2 = false, avx2_vnni = false, avx512_vnni = false, amx = false;
     Cpu() {
         unsigned a, b, c, d;
         if (!__get_cpuid(1, &a, &b, &c, &d)) return;
@@ -37,11 +43,13 @@ struct Cpu {
         if (!osxsave) return;
         unsigned low, high;
         __asm__("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
-        const bool ymm = (low & 6) == 6, zmm = (low & 0xE6) == 0xE6;  // registers that the system saves
+        const bool ymm = (low & 6) == 6, zmm = (low & 0xE6) == 0xE6, tmm = (low & 0x60000) == 0x60000;  // registers that the system saves
         if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return;
+        const bool has_tiles = d >> 24 & 1, has_int8 = d >> 25 & 1;
         const bool has_avx2 = b >> 5 & 1, f = b >> 16 & 1, dq = b >> 17 & 1, bw = b >> 30 & 1, vl = b >> 31 & 1, vnni = c >> 11 & 1;
         avx2 = ymm && has_avx2 && fma && f16c;
         avx512_vnni = avx2 && zmm && f && dq && bw && vl && vnni;
+        amx = avx512_vnni && tmm && has_tiles && has_int8;
         if (__get_cpuid_count(7, 1, &a, &b, &c, &d)) avx2_vnni = avx2 && (a >> 4 & 1);
     }
 };
@@ -50,45 +58,6 @@ struct Cpu {
 #endif
 
 namespace {
-
-struct Available {
-    const Level* levels[8];
-    int count = 0;
-    char names[128] = "";
-    Available() {
-#ifdef __x86_64__
-        const Cpu cpu;
-        (void)cpu;
-#endif
-#ifdef QLLM_WITH_AVX512_VNNI
-        if (cpu.avx512_vnni) add(&qllm_avx512_vnni::LEVEL);
-#endif
-#ifdef QLLM_WITH_AVX2_VNNI
-        if (cpu.avx2_vnni) add(&qllm_avx2_vnni::LEVEL);
-#endif
-#ifdef QLLM_WITH_AVX2
-        if (cpu.avx2) add(&qllm_avx2::LEVEL);
-#endif
-        add(&qllm_portable::LEVEL);
-    }
-    void add(const Level* level) {
-        if (count) strcat(names, " ");
-        strcat(names, level->name);
-        levels[count++] = level;
-    }
-};
-
-const Available& available() {
-    static const Available found;
-    return found;
-}
-
-std::atomic<const Level*> chosen{nullptr};
-
-const Level* level() {
-    const Level* now = chosen.load(std::memory_order_acquire);
-    return now ? now : available().levels[0];
-}
 
 // Memory that a thread keeps between calls. What a very long prompt needed is given back.
 struct Scratch {
@@ -139,7 +108,66 @@ void parallel(int threads, void (*part)(void*, int, int), void* data) {
     run_on_threads(work_body, &work, (unsigned)threads, 0);
 }
 
-const Runtime RUNTIME = {scratch, parallel};
+// The level whose vectors and the runtime whose tiles are used.
+struct Choice {
+    const char* name;
+    const Level* level;
+    Runtime runtime;
+};
+
+#if defined(QLLM_WITH_AMX) && defined(QLLM_WITH_AVX512_VNNI) && defined(__linux__)
+// The system lends these registers to a process that asks. They are used once they have proved to compute what they should.
+bool tiles_work() {
+    const long REQUEST = 0x1023, TILE_DATA = 18;
+    return !syscall(SYS_arch_prctl, REQUEST, TILE_DATA) && same_as_twin(&QLLM_AMX);
+}
+#endif
+
+struct Available {
+    Choice choices[8];
+    int count = 0;
+    char names[128] = "";
+    Available() {
+#ifdef __x86_64__
+        const Cpu cpu;
+        (void)cpu;
+#endif
+#ifdef QLLM_WITH_AVX512_VNNI
+#if defined(QLLM_WITH_AMX) && defined(__linux__)
+        if (cpu.amx && tiles_work()) add("amx", &qllm_avx512_vnni::LEVEL, &QLLM_AMX);
+#endif
+        if (cpu.avx512_vnni) add(&qllm_avx512_vnni::LEVEL);
+#endif
+#ifdef QLLM_WITH_AVX2_VNNI
+        if (cpu.avx2_vnni) add(&qllm_avx2_vnni::LEVEL);
+#endif
+#ifdef QLLM_WITH_AVX2
+        if (cpu.avx2) add(&qllm_avx2::LEVEL);
+#endif
+        add(&qllm_portable::LEVEL);
+        for (int i = 0; i < count; i++) strcat(strcat(names, i ? " " : ""), choices[i].name);
+#ifdef QLLM_WITH_AVX512_VNNI
+        // for tests on processors without tile registers; not listed, and never chosen by itself
+        if (cpu.avx512_vnni) add("amx_twin", &qllm_avx512_vnni::LEVEL, &TILE_TWIN);
+#endif
+    }
+    void add(const Level* level) { add(level->name, level, nullptr); }
+    void add(const char* name, const Level* level, const TileRegisters* tiles) {
+        choices[count++] = {name, level, {scratch, parallel, tiles}};
+    }
+};
+
+const Available& available() {
+    static const Available found;
+    return found;
+}
+
+std::atomic<const Choice*> chosen{nullptr};
+
+const Choice* choice() {
+    const Choice* now = chosen.load(std::memory_order_acquire);
+    return now ? now : available().choices;
+}
 
 struct ReadJob {
     const char* data;
@@ -150,7 +178,7 @@ struct ReadJob {
 void read_part(void* data, int part, int parts) {
     ReadJob* job = (ReadJob*)data;
     const int64_t size = job->bytes / parts / 64 * 64;
-    job->sums[part] = level()->read_sum(job->data + part * size, size);
+    job->sums[part] = choice()->level->read_sum(job->data + part * size, size);
 }
 
 bool known(const qllm_matrix* w, int64_t length) {
@@ -191,7 +219,7 @@ int qllm_abi(void) { return QLLM_ABI; }
 
 const char* qllm_levels(void) { return available().names; }
 
-const char* qllm_level(void) { return level()->name; }
+const char* qllm_level(void) { return choice()->name; }
 
 int qllm_set_level(const char* name) {
     if (!name) {
@@ -199,8 +227,8 @@ int qllm_set_level(const char* name) {
         return QLLM_OK;
     }
     for (int i = 0; i < available().count; i++)
-        if (!strcmp(available().levels[i]->name, name)) {
-            chosen.store(available().levels[i], std::memory_order_release);
+        if (!strcmp(available().choices[i].name, name)) {
+            chosen.store(available().choices + i, std::memory_order_release);
             return QLLM_OK;
         }
     return QLLM_BAD_ARGUMENT;
@@ -212,17 +240,20 @@ int qllm_linear(const qllm_matrix* weights, int count, const qllm_vectors* x, co
     if (x->type < 0 || x->type > QLLM_FLOAT16 || x->bits < 0 || x->bits == 1 || x->bits > 8) return QLLM_BAD_ARGUMENT;
     for (int m = 0; m < count; m++)
         if (!known(weights + m, weights->length)) return QLLM_BAD_ARGUMENT;
-    return level()->linear(&RUNTIME, weights, count, x, bias, y, threads);
+    const Choice* now = choice();
+    return now->level->linear(&now->runtime, weights, count, x, bias, y, threads);
 }
 
 int qllm_encode(const qllm_numbers* x, const qllm_packed* packed, int threads) {
     if (!possible(x, packed)) return QLLM_BAD_ARGUMENT;
-    return numbers_count(x) ? level()->encode(&RUNTIME, x, packed, threads) : QLLM_OK;
+    const Choice* now = choice();
+    return numbers_count(x) ? now->level->encode(&now->runtime, x, packed, threads) : QLLM_OK;
 }
 
 int qllm_decode(const qllm_packed* packed, const qllm_numbers* y, int threads) {
     if (!possible(y, packed)) return QLLM_BAD_ARGUMENT;
-    return numbers_count(y) ? level()->decode(&RUNTIME, packed, y, threads) : QLLM_OK;
+    const Choice* now = choice();
+    return numbers_count(y) ? now->level->decode(&now->runtime, packed, y, threads) : QLLM_OK;
 }
 
 int qllm_encode_rows(const qllm_numbers* x, const qllm_rows* rows, int threads) {
@@ -246,7 +277,8 @@ int qllm_attend(const qllm_attention* request, const qllm_kv* keys, const qllm_k
     const qllm_attention* r = request;
     if (r->type < 0 || r->type > QLLM_FLOAT16 || (r->mask && (r->mask_type < 0 || r->mask_type > QLLM_BOOL))) return QLLM_BAD_ARGUMENT;
     if (r->batch < 0 || r->heads < 1 || r->group < 1 || r->count < 1 || r->tokens < 1 || keys->type != values->type || r->part < 0 || r->part > QLLM_VALUES) return QLLM_BAD_ARGUMENT;
-    return level()->attend(&RUNTIME, request, keys, values, threads);
+    const Choice* now = choice();
+    return now->level->attend(&now->runtime, request, keys, values, threads);
 }
 
 double qllm_read_bandwidth(const void* data, int64_t bytes, int threads) {

@@ -2,12 +2,14 @@
 #pragma once
 
 #include "qllm_cpu.h"
+#include "tile_registers.h"
 
 struct Runtime {
     // `size` bytes of the calling thread, aligned to 64, until it asks again; null without memory.
     void* (*scratch)(int64_t size);
     // part(data, thread, threads) for each of up to `threads` threads.
     void (*parallel)(int threads, void (*part)(void*, int, int), void* data);
+    const TileRegisters* tiles;  // null without any
 };
 
 struct Level {

@@ -16,6 +16,7 @@ struct LinearJob {
     bool tiles, interleaved;
     int kind;    // of rows
     int digits;  // of tiles
+    const TileRegisters* registers;
     const qllm_vectors* x;
     const void* const* bias;
     void* const* y;
@@ -222,7 +223,7 @@ static void multiply_part(void* data, int thread, int threads) {
         const void* bias = job->bias ? job->bias[m] : nullptr;
         if (job->tiles) {
             char* space = job->space + thread * job->space_size;
-            TilesJob part = {w, &job->columns, bias, job->y[m], job->x->type, job->interleaved, job->short_block, (Panel*)space, (float*)(space + sizeof(Panel))};
+            TilesJob part = {w, &job->columns, bias, job->y[m], job->x->type, job->interleaved, job->short_block, job->registers, (Panel*)space, (float*)(space + sizeof(Panel))};
             tiles_kernel(w->bits, job->quarters, job->digits)(&part, begin, end);
         } else {
             RowsJob part = {w, &job->rows, bias, job->y[m], job->x->type, job->short_block};
@@ -264,7 +265,7 @@ static int linear(const Runtime* runtime, const qllm_matrix* weights, int count,
     LinearJob job;
     memset(&job, 0, sizeof job);
     job.weights = weights, job.count = count, job.x = x, job.bias = bias, job.y = y;
-    job.quarters = QUARTERS;
+    job.registers = runtime->tiles, job.quarters = QUARTERS;
     int64_t rows = 0;
     for (int m = 0; m < count; m++) {
         const int quarters = unit_quarters(weights + m);

@@ -7,6 +7,7 @@
 //           q + 2^15 as two or q + 2^23 as three. 8-bit codes have 128 subtracted instead of the zero point.
 #pragma once
 
+#include "level.h"
 #include "matrix.h"
 
 namespace QLLM_NAMESPACE {
@@ -48,6 +49,7 @@ struct TilesJob {
     int type;
     bool interleaved;  // bytes are in the order of halves
     const struct ShortBlock* short_block;
+    const TileRegisters* registers;  // null without any
     Panel* panel;      // of this thread
     float* space;      // of this thread: [groups][PANEL][16] sums
 };
@@ -240,12 +242,47 @@ static void tile(const Panel* panel, int row, const Columns* x, int64_t block, i
 #undef ZERO
 }
 
+#ifdef QLLM_HAS_TILES
+// The same for TILE_ROWS rows, with the registers made for it.
+template <int BITS, int UNIT, int DIGITS, int VECTORS>
+static void tile_in_registers(const TilesJob* job, int row, int64_t block, int at, int unit, int64_t group) {
+    enum { STREAMS = VECTORS * DIGITS, CODES = UNIT * QUARTER, STREAM_BYTES = BLOCK * LANES };
+    const Columns* x = job->x;
+    const int8_t* codes = (const int8_t*)job->panel->codes + row * BLOCK + unit * CODES;
+    const uint8_t* columns = (const uint8_t*)x->numbers + (block * x->groups + group) * DIGITS * STREAM_BYTES + unit * CODES * LANES;
+    alignas(64) int32_t products[STREAMS][TILE_ROWS][LANES];
+    job->registers->multiply(codes, columns, STREAM_BYTES, STREAMS, CODES, products[0][0]);
+    for (int v = 0; v < VECTORS; v++) {
+        const Drain<BITS, true, DIGITS> drain(job->panel, row, x, block, at, unit, UNIT, group + v, job->space);
+        const int32_t(*digit)[TILE_ROWS][LANES] = products + v * DIGITS;
+        for (int r = 0; r < TILE_ROWS; r++)
+            drain.add(r, ints_load(digit[0][r]), ints_load(digit[DIGITS > 1][r]), ints_load(digit[DIGITS - 1][r]));
+    }
+}
+#endif
+
+// A panel times VECTORS groups of tokens over one unit.
+template <int BITS, int UNIT, bool BYTES, int DIGITS, int VECTORS>
+QLLM_INLINE void panel_times_tokens(const TilesJob* job, int rows, int64_t block, int at, int unit, int64_t group) {
+#ifdef QLLM_HAS_TILES
+    if constexpr (BYTES)
+        if (job->registers) {
+            for (int row = 0; row < rows; row += TILE_ROWS)
+                tile_in_registers<BITS, UNIT, DIGITS, VECTORS>(job, row, block, at + unit, unit, group);
+            return;
+        }
+#endif
+    for (int row = 0; row < rows; row += tile_height(VECTORS * DIGITS))
+        tile<BITS, UNIT, BYTES, DIGITS, VECTORS>(job->panel, row, job->x, block, at + unit, unit, group, job->space);
+}
+
 template <int BITS, int UNIT, bool BYTES, int DIGITS>
 static void tiles_range(const TilesJob* job, int64_t first, int64_t last) {
     enum { PER_BLOCK = QUARTERS / UNIT };
     const qllm_matrix* w = job->w;
     const Columns* x = job->x;
     const int size = job->type == QLLM_FLOAT32 ? 4 : 2;
+    if (job->registers) job->registers->begin(UNIT * QUARTER);
     for (int64_t row0 = first; row0 < last; row0 += PANEL) {
         const int rows = last - row0 < PANEL ? (int)(last - row0) : (int)PANEL;
         for (int64_t i = 0; i < x->groups * PANEL; i++) floats_store(job->space + i * LANES, floats_zero());
@@ -257,11 +294,9 @@ static void tiles_range(const TilesJob* job, int64_t first, int64_t last) {
             for (int unit = 0; unit < units; unit++) {
                 int64_t group = 0;
                 for (; group + TILE_VECTORS <= x->groups; group += TILE_VECTORS)
-                    for (int row = 0; row < rows; row += tile_height(TILE_VECTORS * DIGITS))
-                        tile<BITS, UNIT, BYTES, DIGITS, TILE_VECTORS>(job->panel, row, x, block, at + unit, unit, group, job->space);
+                    panel_times_tokens<BITS, UNIT, BYTES, DIGITS, TILE_VECTORS>(job, rows, block, at, unit, group);
                 for (; group < x->groups; group++)
-                    for (int row = 0; row < rows; row += tile_height(DIGITS))
-                        tile<BITS, UNIT, BYTES, DIGITS, 1>(job->panel, row, x, block, at + unit, unit, group, job->space);
+                    panel_times_tokens<BITS, UNIT, BYTES, DIGITS, 1>(job, rows, block, at, unit, group);
             }
         }
         for (int64_t t = 0; t < x->tokens; t++)
@@ -272,6 +307,7 @@ static void tiles_range(const TilesJob* job, int64_t first, int64_t last) {
                 floats_to_memory((char*)job->y + (t * w->rows + row0 + r) * size, job->type, count, y);
             }
     }
+    if (job->registers) job->registers->end();
 }
 
 typedef void (*TilesKernel)(const TilesJob*, int64_t, int64_t);

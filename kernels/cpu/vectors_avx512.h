@@ -11,6 +11,7 @@ namespace QLLM_NAMESPACE {
 #define QLLM_INLINE static inline __attribute__((always_inline))
 #define QLLM_HAS_BYTES 1      // products of unsigned with signed bytes: four times as many a second as those of words
 #define QLLM_HAS_HALVES 1     // codes of half a block as bytes
+#define QLLM_HAS_TILES 1      // tile registers may be lent to it
 #define QLLM_ACCUMULATORS 24  // of a tile, in 32 registers
 #define QLLM_UNITS 7          // sizes of a unit that there are kernels for: 4, 2 and 1 quarters of a block
 #define QLLM_ROW_TOKENS 4     // at a time, when rows are read

@@ -59,7 +59,7 @@ def record(folder: Path) -> dict:
 def test_all_levels(builder, compiler, tmp_path):
     folder, _ = compiler()
     built = builder.build(tmp_path / "out", environment={"PATH": str(folder)})
-    assert built.levels == ["avx512_vnni", "avx2_vnni", "avx2", "portable"]
+    assert built.levels == ["amx", "avx512_vnni", "avx2_vnni", "avx2", "portable"]
     assert files(tmp_path / "out") == ["build.json", "libqllm_cpu.so"]
     said = record(tmp_path / "out")
     assert (said["built"], said["compiler"]) == (True, "fake compiler 1.0")
@@ -79,11 +79,20 @@ def test_only_the_portable_level_elsewhere(builder, compiler, tmp_path):
 def test_level_that_the_compiler_does_not_know(builder, compiler, tmp_path):
     folder, log = compiler(fails_on="-mavxvnni")
     built = builder.build(tmp_path / "out", environment={"PATH": str(folder)})
-    assert built.levels == ["avx512_vnni", "avx2", "portable"]
+    assert built.levels == ["amx", "avx512_vnni", "avx2", "portable"]
     assert record(tmp_path / "out")["left_out"] == {"avx2_vnni": "level.cpp:1: error: out of ideas (exit status 1)"}
     dispatch = next(line for line in log.read_text().splitlines() if "dispatch.cpp" in line)
     assert "-DQLLM_WITH_AVX2 " in dispatch
     assert "AVX2_VNNI" not in dispatch
+
+
+def test_compiler_without_tile_registers(builder, compiler, tmp_path):
+    """They are a file of their own, so that all vectors of the processor stay."""
+    folder, log = compiler(fails_on="-mamx-tile")
+    built = builder.build(tmp_path / "out", environment={"PATH": str(folder)})
+    assert built.levels == ["avx512_vnni", "avx2_vnni", "avx2", "portable"]
+    (dispatch,) = [line for line in log.read_text().splitlines() if "dispatch.cpp" in line]
+    assert "QLLM_WITH_AMX" not in dispatch
 
 
 def test_link_flag_that_is_not_taken_is_left_out(builder, compiler, tmp_path):
@@ -170,7 +179,9 @@ def test_build_can_be_turned_off(builder, compiler, tmp_path):
 def test_unknown_level(builder, compiler, tmp_path):
     folder, _ = compiler()
     built = builder.build(tmp_path / "out", levels=["avx1024"], environment={"PATH": str(folder)})
-    assert "no level avx1024 for x86_64-linux-gnu: allowed are avx512_vnni, avx2_vnni, avx2, portable" in built.reason
+    assert (
+        "no level avx1024 for x86_64-linux-gnu: allowed are amx, avx512_vnni, avx2_vnni, avx2, portable" in built.reason
+    )
 
 
 def test_levels_are_compiled_once(builder, compiler, tmp_path):
