@@ -10,6 +10,7 @@ from torch import Tensor
 from . import native
 from .layout import group_count, row_words
 from .packing import WORD, pack, unpack
+from .pages import on_large_pages
 from .scheme import PER_TENSOR, Spec
 from .uniform import dequantize, quantize
 
@@ -100,7 +101,7 @@ def _encode_natively(x: Tensor, spec: Spec, scale_dtype: torch.dtype) -> PackedT
 def _empty(x: Tensor, spec: Spec, scale_dtype: torch.dtype) -> PackedTensor:
     """Room for x [..., K] packed, on its device."""
     shapes = packed_shapes(tuple(x.shape), spec, scale_dtype)
-    parts = {part: x.new_empty(shape, dtype=dtype) for part, (shape, dtype) in shapes.items()}
+    parts = {part: on_large_pages(x.new_empty(shape, dtype=dtype)) for part, (shape, dtype) in shapes.items()}
     return PackedTensor(parts["words"], parts["scale"], parts.get("zero_point"), spec, x.shape[-1])
 
 

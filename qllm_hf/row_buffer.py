@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .pages import on_large_pages
+
 # Memory grows by half of itself, in whole steps of so many tokens.
 STEP = 64
 
@@ -52,7 +54,7 @@ def append(
     if buffer is None or not continued or total > buffer.memory.shape[-2]:
         # what never grew here may never grow again (beams are reordered at each step), so it gets no room to spare
         wanted = max(total, buffer.memory.shape[-2] * 3 // 2) if buffer is not None and continued else total
-        memory = rows.new_empty(batch, heads, -(-wanted // STEP) * STEP, words)
+        memory = on_large_pages(rows.new_empty(batch, heads, -(-wanted // STEP) * STEP, words))
         if length:
             memory[:, :, :length] = rows
         buffer = RowBuffer(memory, length)

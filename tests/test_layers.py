@@ -34,6 +34,7 @@ LAYERS = {
     "uniform": 2,
     "packing": 2,
     "native": 2,
+    "pages": 2,
     "__init__": 2,
     "packed": 3,
     "compat": 3,
