@@ -39,10 +39,9 @@ SHAPES = {
     ),
 }
 GRIDS = {
-    "llama-135m-shaped": "--schemes FP16,W8,W8A8,KV8,KV4,W4 --batch 1,4 --input 128 --output 16 --repeats 3",
-    "llama-1b1-shaped": "--schemes FP16,W8,KV8,KV4 --batch 1 --input 128 --output 4 --repeats 2 --warmup 0",
+    "llama-135m-shaped": "--schemes FP16,W8,W8A8,KV8,KV4,W4,W4A8,W4KV4 --batch 1,4 --input 128 --output 16 --repeats 3",
+    "llama-1b1-shaped": "--schemes FP16,W8,W8A8,KV8,KV4,W4,W4A8,W4KV4 --batch 1 --input 128 --output 8 --repeats 2",
 }
-"""Small ones: at 8 bits a token of the larger model takes seconds, at 4 bits more, until there are kernels."""
 
 
 def make_model(folder: Path, shape: dict[str, int]) -> None:

@@ -352,6 +352,76 @@ def attention() -> str:
     return table(["heads/kv heads", "head dim", "tokens", *(f"KV{each}" for each in bits)], body)
 
 
+def decode() -> str:
+    """Milliseconds per token of the float model, and of each method how many times faster it is, by context."""
+    found: dict[tuple[str, str], dict[str, dict[str, str]]] = {}
+    for row in rows("decode"):
+        found.setdefault((row["model"], row["method"]), {})[row["context"]] = row
+    contexts = sorted({row["context"] for row in rows("decode")}, key=int)
+    lines = []
+    for (model, method), by_context in found.items():
+        measured = [by_context[context] for context in contexts if context in by_context]
+        if not any(row["ms_per_token"] for row in measured):
+            lines.append([model, method, measured[0]["remark"], *[""] * (2 * len(contexts))])
+            continue
+        cells = []
+        for context in contexts:
+            row = by_context.get(context, {"ms_per_token": "", "remark": ""})
+            if not row["ms_per_token"]:
+                cells.append("")
+            elif method == "bf16":
+                cells.append(f"{float(row['ms_per_token']):.1f} ms")
+            else:
+                cells.append(f"{float(row['ratio']):.2f}")
+        prefill = [row for row in measured if row["prefill_ratio"]]
+        cells += [" / ".join(f"{float(row['prefill_ratio']):.2f}" for row in prefill)]
+        cells += [" / ".join(f"{float(row['peak_rss_mb']):.0f}" for row in measured if row["peak_rss_mb"])]
+        lines.append([model, method, *cells])
+    return table(["model", "", *(f"{context} tokens" for context in contexts), "prefill", "peak MB"], lines)
+
+
+def overhead() -> str:
+    lines = [
+        [
+            row["layers"],
+            row["method"],
+            f"{float(row['us_per_step']) / 1e3:.2f} ms",
+            f"{float(row['above_bf16_us']) / 1e3:+.2f} ms",
+        ]
+        for row in rows("overhead")
+    ]
+    return table(["layers", "", "a step", "beside bf16"], lines)
+
+
+def packing() -> str:
+    """Seconds for the weights of a 7B model, and how often the machine could read them at 8 bits meanwhile."""
+    lines = []
+    for row in rows("packing"):
+        group = "channel" if row["group_size"] == "-1" else row["group_size"]
+        measured = [f"{float(row['seconds']):.1f} s", row["reads_of_8_bits"]] if row["seconds"] else [row["note"], ""]
+        lines.append([row["method"], row["bits"], group, *measured])
+    return table(["", "bits", "group", "7B weights", "over reading 8 bits"], lines)
+
+
+def same_scores() -> str:
+    """Items of the miniature tasks that the kernels answer otherwise than plain torch does."""
+    found: dict[str, dict[str, list[dict[str, str]]]] = {}
+    for row in rows("kernel_scores"):
+        found.setdefault(row["scheme"], {}).setdefault(row["dtype"], []).append(row)
+    dtypes = list(dict.fromkeys(row["dtype"] for row in rows("kernel_scores")))
+    lines = []
+    for scheme, by_dtype in found.items():
+        cells = [scheme]
+        for dtype in dtypes:
+            of = by_dtype.get(dtype, [])
+            changed, items = (sum(int(row[column]) for row in of) for column in ("changed", "items"))
+            largest = max((float(row["likelihood_difference"] or 0) for row in of), default=math.nan)
+            cells += [f"{changed} of {items:,}", f"{largest:.1e}"]
+        lines.append(cells)
+    header = [cell for dtype in dtypes for cell in (f"{dtype}: other answers", "largest difference, nats")]
+    return table(["", *header], lines)
+
+
 FILES: dict[Path, dict[str, Callable[[], str]]] = {
     REPO / "README.md": {
         "abilities": abilities,
@@ -362,7 +432,14 @@ FILES: dict[Path, dict[str, Callable[[], str]]] = {
         "loading": loading,
     },
     REPO / "docs" / "choosing.md": {"cost": cost, "speed": speed},
-    REPO / "docs" / "kernels.md": {"linear": linear, "attention": attention},
+    REPO / "docs" / "kernels.md": {
+        "linear": linear,
+        "attention": attention,
+        "decode": decode,
+        "overhead": overhead,
+        "packing": packing,
+        "same_scores": same_scores,
+    },
     REPO / "docs" / "evaluation.md": {"kv_scores": kv_scores, "evaluation": evaluation, "scores": scores},
     REPO / "docs" / "methods.md": {
         "calibration": calibration,

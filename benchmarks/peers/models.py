@@ -124,9 +124,10 @@ def bfloat16_with_cache(folder: Path, work: Path, backend: str, axis: int) -> Ru
     return Transformers(load_float(folder), partial(quantized_cache, backend=backend, axis=axis))
 
 
-def ours(folder: Path, work: Path, scheme: str) -> Runner:
+def ours(folder: Path, work: Path, scheme: str, head: bool = False) -> Runner:
     """Ours, and which of our products runs."""
-    model = load_float(folder, quantization_config=qllm_hf.QllmConfig.from_scheme(scheme))
+    config = qllm_hf.QllmConfig.from_scheme(scheme, quantize_head=head)
+    model = load_float(folder, quantization_config=config)
     parsed = Scheme.parse(scheme)
     assert parsed.weight is not None, scheme
     request = Request("cpu", torch.bfloat16, parsed.weight, parsed.activation)
@@ -186,6 +187,12 @@ def methods() -> list[ModelMethod]:
         *(
             ModelMethod(f"qllm_hf {scheme}", "qllm_hf", "qllm-hf", limit, partial(ours, scheme=scheme))
             for scheme, limit in (("W8", EIGHT_BITS), ("W4", FOUR_BITS), ("W4A8", FOUR_BITS), ("W4KV4", FOUR_BITS))
+        ),
+        *(
+            ModelMethod(
+                f"qllm_hf {scheme}, head too", "qllm_hf", "qllm-hf", FOUR_BITS, partial(ours, scheme=scheme, head=True)
+            )
+            for scheme in ("W4", "W4A8", "W4KV4")
         ),
         ModelMethod(
             "bitsandbytes nf4", "bitsandbytes", "bitsandbytes", FOUR_BITS,

@@ -43,8 +43,9 @@ def products(extra_tokens: int) -> int:
 
 
 def main(extra_tokens: int = 0) -> None:
-    """Every level in turn."""
-    for level in cpu.library().levels:
+    """Every level in turn, and tile registers written out in C++."""
+    levels = cpu.library().levels
+    for level in (*levels, *(["amx_twin"] if "avx512_vnni" in levels else [])):
         cpu.library().set_level(level)
         print(f"{level}: {products(extra_tokens)} products")
 
