@@ -1,5 +1,6 @@
 # make quickstart             one model under six schemes; MODEL=... for another than the one that comes along
 # make test                   everything, in a fresh environment, on the newest and oldest transformers
+# make test-gpu               kernels for GPUs in Triton's interpreter
 # make check | format         fast loop: lint and types, or reformat
 PYTHON ?= python3
 
@@ -25,7 +26,7 @@ heading = @printf '\n== %s ==\n' '$(1)'
 unexport PYTHONDONTWRITEBYTECODE
 export PYTHONPYCACHEPREFIX := $(CURDIR)/$(VENV)/pycache
 
-.PHONY: quickstart test test-oldest check format clean
+.PHONY: quickstart test test-gpu test-oldest check format clean
 .NOTPARALLEL:
 
 quickstart: $(INSTALLED)
@@ -40,6 +41,12 @@ test:
 	$(call heading,Tests with the newest supported transformers)
 	$(PYTEST)
 	@$(MAKE) --no-print-directory test-oldest
+
+# Kernels for GPUs in Triton's interpreter, which has to be chosen before anything is imported. It takes a while.
+test-gpu: $(INSTALLED)
+	$(call heading,Kernels for GPUs in the interpreter)
+	$(BIN)/pip install --quiet --no-deps "triton>=3.6,<3.7"
+	TRITON_INTERPRET=1 $(PYTEST) tests/kernels/gpu
 
 # The old transformers shadows the installed one; torch and the rest stay, so nothing big is installed twice.
 test-oldest: $(INSTALLED_OLDEST)

@@ -13,12 +13,13 @@ later changes it.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from types import ModuleType
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import native
+from . import native, on_gpu
 from .layout import group_count, row_words
 from .packed import PackedTensor, decode_reference, encode_reference
 from .packing import WORD
@@ -50,13 +51,13 @@ class RowFormat:
         """Rows int16 [.., words] of x [.., length]."""
         if self.spec is None:
             return _compact(x).view(WORD)
-        found = native.encode_rows(x, self.spec, self.words) if self._is_for(x) else None
+        found = _compiled(x).encode_rows(x, self.spec, self.words) if self._is_for(x) else None
         return self.encode_reference(x) if found is None else found
 
     def encode_into(self, x: Tensor, rows: Tensor) -> None:
         """Write the rows of x [.., length] to `rows` int16 [.., words], which may be a part of a larger tensor."""
         spec = self.spec
-        if spec is None or not self._is_for(x) or native.encode_rows(x, spec, self.words, rows) is None:
+        if spec is None or not self._is_for(x) or _compiled(x).encode_rows(x, spec, self.words, rows) is None:
             rows.copy_(self.encode(x))
 
     def _is_for(self, x: Tensor) -> bool:
@@ -88,12 +89,17 @@ class RowFormat:
         """The vectors [.., length] that rows stand for."""
         if self.spec is None:
             return _compact(rows).view(self.dtype)
-        found = native.decode_rows(rows, self.spec, self.length, self.dtype)
+        found = _compiled(rows).decode_rows(rows, self.spec, self.length, self.dtype)
         return self.decode_reference(rows) if found is None else found
 
     def decode_reference(self, rows: Tensor) -> Tensor:
         """As `decode` with a spec, in torch alone."""
         return decode_reference(self.split(rows), self.dtype)
+
+
+def _compiled(x: Tensor) -> ModuleType:
+    """The compiled code for the device of x."""
+    return on_gpu if x.device.type in on_gpu.DEVICES else native
 
 
 def _compact(x: Tensor) -> Tensor:

@@ -10,11 +10,11 @@ from __future__ import annotations
 import functools
 
 import torch
-from torch import Tensor, nn
-from torch.autograd import forward_ad
+from torch import Tensor
 
 from qllm_kernels import cpu, encode
 
+from .ordinary import is_plain
 from .scheme import PER_TENSOR, Spec
 
 TYPES = {torch.float32: cpu.FLOAT32, torch.bfloat16: cpu.BFLOAT16, torch.float16: cpu.FLOAT16}
@@ -29,21 +29,6 @@ def is_there() -> bool:
     except cpu.KernelError:
         return False
     return True
-
-
-def is_plain(x: Tensor) -> bool:
-    """Whether nobody would notice that work on x passes the dispatcher by: no gradient, trace, mode or subclass."""
-    return (
-        not torch.compiler.is_compiling()
-        and (type(x) is Tensor or type(x) is nn.Parameter)
-        and x.is_cpu
-        and not (x.requires_grad and torch.is_grad_enabled())
-        and not x.is_neg()
-        and not torch._C._len_torch_dispatch_stack()
-        and not torch._C._are_functorch_transforms_active()
-        and not torch._C._is_tracing()
-        and forward_ad._current_level < 0
-    )
 
 
 def takes(x: Tensor, spec: Spec) -> bool:

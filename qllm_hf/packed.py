@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from . import native
+from . import native, on_gpu
 from .layout import group_count, row_words
 from .packing import WORD, pack, unpack
 from .pages import on_large_pages
@@ -65,7 +65,8 @@ class PackedTensor(NamedTuple):
     def decode(self, dtype: torch.dtype | None = None) -> Tensor:
         """The tensor [..., K] that the codes mean, in the dtype of the scale or `dtype`."""
         words, scale, zero_point, spec, length = self
-        found = native.decode(words, scale, zero_point, spec, length, dtype or scale.dtype)
+        code = on_gpu if words.device.type in on_gpu.DEVICES else native
+        found = code.decode(words, scale, zero_point, spec, length, dtype or scale.dtype)
         return decode_reference(self, dtype) if found is None else found
 
     def part(self, index: int | slice) -> PackedTensor:
@@ -92,6 +93,9 @@ def decode_reference(packed: PackedTensor, dtype: torch.dtype | None = None) -> 
 
 def _encode_natively(x: Tensor, spec: Spec, scale_dtype: torch.dtype) -> PackedTensor | None:
     """x [..., K] packed by the kernels, or None where they do not take it."""
+    on_device = on_gpu.encode(x, spec, scale_dtype)
+    if on_device is not None:
+        return PackedTensor(*on_device, spec, x.shape[-1])
     if not native.takes(x, spec):
         return None
     packed = _empty(x, spec, scale_dtype)

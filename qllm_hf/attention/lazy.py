@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .. import native
+from ..ordinary import is_ordinary
 from . import native as kernel
 from .registry import DEQUANTIZE, preferred, resolve
 from .request import KvRows, Request
@@ -36,7 +36,7 @@ def _may_be_lazy(rows: KvRows) -> bool:
         spec is not None
         and not spec.paper_exact  # its decoding rounds in 16 bits, which no kernel follows
         and rows.format.dtype in _DTYPES
-        and native.is_plain(rows.rows)  # a graph that is being made sees ordinary operations
+        and is_ordinary(rows.rows)  # a graph that is being made sees ordinary operations
     )
 
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from .. import native
+from ..ordinary import is_plain
 from .request import KvRows, Request
 
 # Queries of one key head: what is kept for each of them should not leave the processor's cache.
@@ -27,7 +28,7 @@ def refuses(request: Request) -> str | None:
     mask = request.mask
     if mask is not None and (mask.dtype not in native.TYPES and mask.dtype != torch.bool):
         return "a mask is of flags or of float32, bfloat16 or float16"
-    if mask is not None and not native.is_plain(mask):
+    if mask is not None and not is_plain(mask):
         return "it takes ordinary tensors on a CPU, outside of graphs"
     return refuses_half(request.query, request.keys) or refuses_half(request.query, request.values)
 
@@ -36,7 +37,7 @@ def refuses_half(x: Tensor, rows: KvRows) -> str | None:
     """Why x [B, Hq, Tq, n] cannot be multiplied with these rows, or None."""
     if not native.is_there():
         return "the library of CPU kernels is not there"
-    if not native.is_plain(x) or not native.is_plain(rows.rows):
+    if not is_plain(x) or not is_plain(rows.rows):
         return "it takes ordinary tensors on a CPU, outside of graphs"
     if x.dtype not in native.TYPES or rows.format.dtype != x.dtype:
         return "queries, keys and values are of one type: float32, bfloat16 or float16"

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from ..choices import Choices
-from . import blocks, native, reference
+from . import blocks, gpu, native, reference
 from .request import Request
 
 
@@ -26,8 +26,11 @@ class Implementation:
 DEQUANTIZE = Implementation(
     "dequantize", "torch, all keys and values are decoded for each call", reference.attend, lambda _: None
 )
+_INTERPRETER = Implementation("interpreter", "Triton in Python", gpu.attend, gpu.refuses_interpreter, False)
 ATTENTION = (
     Implementation("kernel", "C++, straight on packed keys and values", native.attend, native.refuses),
+    Implementation("triton", "Triton, straight on packed keys and values", gpu.attend, gpu.refuses),
+    *([_INTERPRETER] if gpu.INTERPRETED else []),
     Implementation("blocks", "torch, keys and values are decoded in parts", blocks.attend, blocks.refuses),
     DEQUANTIZE,
 )

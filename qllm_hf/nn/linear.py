@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ModelError
-from ..native import is_plain
 from ..ops import Shortcut, linear
+from ..ordinary import is_plain
 from ..packed import PackedTensor
 from ..scheme import Spec
 from .activation import fake_quantize_rows

@@ -20,11 +20,13 @@ from torch import Tensor, nn
 from qllm_kernels import cpu as kernels
 
 from ..errors import ConfigError
-from ..native import TYPES, is_plain
+from ..native import TYPES
+from ..ordinary import is_plain
 from ..packed import PackedTensor
 from ..packing import WORD
 from ..scheme import PER_ROW, Spec
-from . import reference
+from . import graph, reference
+from .graph import Pair
 
 if TYPE_CHECKING:
     from .registry import Request
@@ -48,7 +50,7 @@ def _no_library(_: bytes) -> int:
 # Here and not on first use, which may be inside a graph that is being compiled.
 _LINEAR_CALL, _MISSING, _MISUSED = _open()
 
-Pair = tuple[PackedTensor, "Tensor | None"]  # a weight and its bias
+NAME = "cpu"
 
 
 def refuses(request: Request) -> str | None:
@@ -85,13 +87,19 @@ def linear_many(x: Tensor, pairs: Sequence[Pair], activation: Spec | None) -> li
     """As `linear` for several weights and their biases: x is made ready once, and threads are called once."""
     if torch.compiler.is_compiling():
         if not (torch.is_grad_enabled() and x.requires_grad):
-            return _in_a_graph(x, pairs, activation)
+            return graph.products(NAME, x, pairs, activation)
     elif is_plain(x):
-        prepared = prepare(x.dtype, pairs, activation)
-        results = None if prepared is None else multiply(x, prepared)
-        if results is not None:
-            return results
+        return _products(x, pairs, activation)
     return [reference.linear(x, weight, bias, activation) for weight, bias in pairs]
+
+
+def _products(x: Tensor, pairs: Sequence[Pair], activation: Spec | None) -> list[Tensor]:
+    prepared = prepare(x.dtype, pairs, activation)
+    results = None if prepared is None else multiply(x, prepared)
+    return results or [reference.linear(x, weight, bias, activation) for weight, bias in pairs]
+
+
+graph.BODIES[NAME] = _products
 
 
 class Prepared(NamedTuple):
@@ -202,54 +210,3 @@ def read_bandwidth(size: int = 2**30, repeats: int = 5) -> float:
     data = torch.ones(size // 8, dtype=torch.int64)
     opened = kernels.library()
     return max(opened.read_bandwidth(data.data_ptr(), size, torch.get_num_threads()) for _ in range(repeats))
-
-
-# In a compiled graph
-
-
-def _in_a_graph(x: Tensor, pairs: Sequence[Pair], activation: Spec | None) -> list[Tensor]:
-    weights, biases = [weight for weight, _ in pairs], [bias for _, bias in pairs]
-    results: list[Tensor] = _opaque(
-        x,
-        [weight.words for weight in weights],
-        [weight.scale for weight in weights],
-        [weight.zero_point for weight in weights],
-        biases,
-        [weight.length for weight in weights],
-        [weight.spec.bits for weight in weights],
-        [weight.spec.group_size for weight in weights],
-        activation.bits if activation else 0,
-        activation.symmetric if activation else False,
-    )
-    return results
-
-
-@torch.library.custom_op("qllm_hf::linear", mutates_args=())
-def _opaque(
-    x: Tensor,
-    words: list[Tensor],
-    scales: list[Tensor],
-    zero_points: list[Tensor | None],
-    biases: list[Tensor | None],
-    lengths: list[int],
-    bits: list[int],
-    group_sizes: list[int],
-    activation_bits: int,
-    activation_symmetric: bool,
-) -> list[Tensor]:
-    weights = [
-        PackedTensor(
-            words[i], scales[i], zero_points[i], Spec(bits[i], group_sizes[i], zero_points[i] is None), lengths[i]
-        )
-        for i in range(len(words))
-    ]
-    activation = Spec(activation_bits, PER_ROW, activation_symmetric) if activation_bits else None
-    pairs = list(zip(weights, biases, strict=True))
-    prepared = prepare(x.dtype, pairs, activation)
-    results = None if prepared is None else multiply(x, prepared)
-    return results or [reference.linear(x, weight, bias, activation) for weight, bias in pairs]
-
-
-@_opaque.register_fake
-def _(x: Tensor, words: list[Tensor], *rest: object) -> list[Tensor]:
-    return [x.new_empty((*x.shape[:-1], matrix.shape[0])) for matrix in words]

@@ -11,9 +11,9 @@ from torch import Tensor
 from ..choices import Choices
 from ..packed import PackedTensor
 from ..scheme import Spec
-from . import cpu, integer, reference
+from . import cpu, gpu, integer, reference
+from .graph import Pair
 
-Pair = tuple[PackedTensor, "Tensor | None"]  # a weight and its bias
 LinearFunction = Callable[[Tensor, PackedTensor, "Tensor | None", "Spec | None"], Tensor]
 LinearManyFunction = Callable[[Tensor, Sequence[Pair], "Spec | None"], list[Tensor]]
 
@@ -49,8 +49,13 @@ class Implementation:
     run_many: LinearManyFunction | None = None
 
 
+_INTERPRETER = Implementation(
+    gpu.INTERPRETER, "Triton in Python", gpu.linear, gpu.refuses_interpreter, False, gpu.linear_many
+)
 LINEAR = (
-    Implementation("cpu", "C++, on packed weights", cpu.linear, cpu.refuses, run_many=cpu.linear_many),
+    Implementation(cpu.NAME, "C++, on packed weights", cpu.linear, cpu.refuses, run_many=cpu.linear_many),
+    Implementation(gpu.NAME, "Triton, on packed weights", gpu.linear, gpu.refuses, run_many=gpu.linear_many),
+    *([_INTERPRETER] if gpu.INTERPRETED else []),
     Implementation("integer", "products of integers, exact zero points", integer.linear, integer.refuses, False),
     Implementation("dequantize", "torch, the weight is dequantized for each call", reference.linear, lambda _: None),
 )

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..scheme import Spec
 from . import cpu, registry
+from .graph import Pair
 
 
 class Shortcut:
@@ -25,7 +26,7 @@ class Shortcut:
 
     __slots__ = ("_changes", "_dtype", "_known", "_prepared", "_scale_dtypes")
 
-    def __init__(self, prepared: cpu.Prepared, pairs: Sequence[cpu.Pair]) -> None:
+    def __init__(self, prepared: cpu.Prepared, pairs: Sequence[Pair]) -> None:
         self._prepared, self._dtype = prepared, prepared.dtype
         self._changes = registry.CHOICES.changes
         self._known = [
@@ -36,7 +37,7 @@ class Shortcut:
         self._scale_dtypes = [(4 * index + 1, weight.scale.dtype) for index, (weight, _) in enumerate(pairs)]
 
     @classmethod
-    def of(cls, x: Tensor, pairs: Sequence[cpu.Pair], activation: Spec | None) -> Shortcut | None:
+    def of(cls, x: Tensor, pairs: Sequence[Pair], activation: Spec | None) -> Shortcut | None:
         """One for tensors like x, or None where the kernels do not run or cannot read the weights where they are."""
         if any(registry.chosen(x, weight, activation).run_many is not cpu.linear_many for weight, _ in pairs):
             return None
@@ -63,7 +64,7 @@ class Shortcut:
         return _nothing, ()
 
 
-def tensors_of(pairs: Sequence[cpu.Pair]) -> list[Tensor | None]:
+def tensors_of(pairs: Sequence[Pair]) -> list[Tensor | None]:
     """What `Shortcut` wants to see on each call."""
     return [tensor for weight, bias in pairs for tensor in (weight.words, weight.scale, weight.zero_point, bias)]
 

@@ -83,7 +83,7 @@ def test_the_choice_says_why():
         found = resolve(request_of(20, 20, causal=True))
         assert found.chosen.name == "dequantize"
         assert "blocks" in str(found)
-    with pytest.raises(ConfigError, match="allowed are kernel, blocks, dequantize"), prefer("fast"):
+    with pytest.raises(ConfigError, match="allowed are kernel, triton, blocks, dequantize"), prefer("fast"):
         pass
 
 

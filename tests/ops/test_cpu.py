@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from qllm_hf.errors import ConfigError
 from qllm_hf.nn import PackedLinear
-from qllm_hf.ops import LINEAR, Request, Shortcut, cpu, linear, linear_many, prefer, reference, resolve
+from qllm_hf.ops import LINEAR, Request, Shortcut, cpu, graph, linear, linear_many, prefer, reference, resolve
 from qllm_hf.packed import PackedTensor
 from qllm_hf.scheme import PER_ROW, Spec
 from qllm_kernels import cpu as kernels
@@ -217,9 +217,10 @@ def test_operator_obeys_the_rules(available, symmetric):
         [weight.spec.group_size for weight, _ in pairs],
         8,
         True,
+        cpu.NAME,
     )
-    torch.library.opcheck(cpu._opaque, arguments, test_utils=("test_schema", "test_faketensor"))
-    results = cpu._opaque(*arguments)
+    torch.library.opcheck(graph._opaque, arguments, test_utils=("test_schema", "test_faketensor"))
+    results = graph._opaque(*arguments)
     for y, wanted in zip(results, cpu.linear_many(arguments[0], pairs, Spec(8, PER_ROW, True)), strict=True):
         assert y.equal(wanted)
 
@@ -228,7 +229,7 @@ def test_operator_without_a_library(monkeypatch):
     """A graph may have been compiled elsewhere."""
     monkeypatch.setattr(cpu, "prepare", lambda *_: None)
     weight, x = packed(), torch.randn(2, IN)
-    (y,) = cpu._in_a_graph(x, [(weight, None)], None)
+    (y,) = graph.products(cpu.NAME, x, [(weight, None)], None)
     assert y.equal(reference.linear(x, weight, None, None))
 
 

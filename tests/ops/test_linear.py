@@ -18,6 +18,12 @@ GROUP_SIZES = (32, 64, 128, -1, 0)
 implementations = pytest.mark.parametrize("implementation", LINEAR, ids=lambda implementation: implementation.name)
 
 
+def skip_what_it_refuses(implementation: Implementation, spec: Spec, activation: Spec | None) -> None:
+    reason = implementation.refuses(Request("cpu", torch.float32, spec, activation))
+    if reason is not None:
+        pytest.skip(f"{implementation.name}: {reason}")
+
+
 def case(k: int, spec: Spec, activation: Spec | None, dtype: torch.dtype) -> tuple[tuple[object, ...], Exact]:
     """Arguments of the operation, and what its result should be."""
     x, weight, bias = torch.randn(5, k).to(dtype), (torch.randn(12, k) * 0.1).to(dtype), torch.randn(12).to(dtype)
@@ -69,8 +75,7 @@ def test_integer_and_simulated_differ_by_accumulation_order_only(a, symmetric):
 @pytest.mark.parametrize("a", [None, 8])
 def test_one_code_off_by_one_exceeds_the_tolerance(implementation, a):
     activation = None if a is None else Spec(a, -1)
-    if implementation.refuses(Request("cpu", torch.float32, Spec(8, 64), activation)):
-        pytest.skip("cannot take the request")
+    skip_what_it_refuses(implementation, Spec(8, 64), activation)
     (x, weight, bias, _), wanted = case(256, Spec(8, 64), activation, torch.float32)
     words = weight.words.clone()
     words[3, 7] ^= 1
@@ -105,6 +110,7 @@ def test_sums_of_integers_are_exact(a, w, signed):
 @pytest.mark.parametrize("with_bias", [False, True])
 def test_any_leading_shape(implementation, shape, with_bias):
     x, spec, activation = torch.randn(*shape, 64), Spec(4, 32), Spec(8, -1)
+    skip_what_it_refuses(implementation, spec, activation)
     weight = PackedTensor.encode(torch.randn(7, 64), spec)
     bias = torch.randn(7) if with_bias else None
     y = implementation.run(x, weight, bias, activation)
@@ -117,6 +123,7 @@ def test_any_leading_shape(implementation, shape, with_bias):
 @implementations
 def test_no_tokens(implementation):
     """An expert, or a batch of images, may be left without any."""
+    skip_what_it_refuses(implementation, Spec(4, 32), Spec(8, -1))
     weight = PackedTensor.encode(torch.randn(7, 64), Spec(4, 32))
     assert implementation.run(torch.randn(0, 64), weight, None, Spec(8, -1)).shape == (0, 7)
 

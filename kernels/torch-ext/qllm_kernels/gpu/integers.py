@@ -1,0 +1,309 @@
+"""Products of integers: packed weights of 2 to 8 bits with activations that are quantized for each token.
+
+What is computed, and how exact it is, says integer_tiles.py. Tokens are quantized in a kernel of their own (tokens.py),
+once for all weights that multiply them.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import triton
+from torch import Tensor
+
+from .gate import Gate
+from .integer_tiles import add_splits, product
+from .planar import in_blocks, row_words
+from .tokens import TYPES, Tokens, quantize, quantize_tokens
+
+BITS = range(2, 9)
+_BLOCK = 128
+_PROCESSORS = 132  # of an H100 or H200: `default_config` gives each two programs
+
+
+class Config(NamedTuple):
+    """How a product is cut.
+
+    Attributes:
+        block_m: tokens of a tile.
+        block_n: outputs of a tile.
+        splits: programs that share the blocks of 128 codes in the rows of a tile.
+        num_warps, num_stages: for the compiler.
+    """
+
+    block_m: int
+    block_n: int
+    splits: int
+    num_warps: int
+    num_stages: int
+
+
+def default_config(tokens: int, outputs: int, length: int, bits: int = 4, group_size: int = 128) -> Config:
+    """How to cut a product of [tokens, length] with [outputs, length], if nobody has measured it."""
+    if tokens <= 8 and bits in (4, 8):  # what else is unpacked for tiles of 8 tokens has to change lanes
+        block_m, block_n = 8, 64
+    else:
+        # with short groups, or 8 bits in groups, there is more to keep in registers
+        most = 64 if 0 < group_size < _BLOCK or (bits == 8 and group_size > 0) else 128
+        block_m, block_n = min(most, max(16, triton.next_power_of_2(tokens))), 128
+    tiles = max(1, -(-tokens // block_m) * -(-outputs // block_n))
+    splits = max(1, min(length // _BLOCK // 4, 2 * _PROCESSORS // tiles)) if block_m <= 64 else 1
+    return Config(block_m, block_n, splits, num_warps=4 if block_m <= 32 else 8, num_stages=3)
+
+
+def config_fault(config: Config, length: int) -> str | None:
+    """What is wrong with a config for rows of `length` codes, or None."""
+    for name, value in config._asdict().items():
+        if type(value) is not int or value < 1:
+            return f"{name}={value!r}: takes positive integers"
+    if config.block_m not in (8, 16, 32, 64, 128, 256) or config.block_n not in (16, 32, 64, 128, 256):
+        return (
+            f"tiles of {config.block_m} x {config.block_n}: takes 8, 16 or more tokens, 16 or more outputs, up to 256"
+        )
+    if config.num_warps not in (1, 2, 4, 8, 16):
+        return f"num_warps={config.num_warps}: takes 1, 2, 4, 8 and 16"
+    if config.splits > max(1, length // _BLOCK):
+        return f"splits={config.splits}: there are {length // _BLOCK} whole blocks in a row"
+    return None
+
+
+def refuses(
+    words: Tensor,
+    *,
+    bits: int,
+    group_size: int,
+    dtype: torch.dtype,
+    scale_dtype: torch.dtype,
+    activation_bits: int,
+) -> str | None:
+    """Why x in `dtype` cannot be multiplied with a packed weight of words [O, W], or None."""
+    if bits not in BITS:
+        return f"weights of {bits} bits: takes 2 to 8"
+    if activation_bits not in BITS:
+        return f"activations of {activation_bits} bits: takes 2 to 8"
+    if group_size not in (-1, 32, 64) and (group_size < 1 or group_size % _BLOCK):
+        return f"groups of {group_size}: takes 32, 64, multiples of 128, and -1 for a row"
+    for name, kind in (("activations", dtype), ("scales", scale_dtype)):
+        if kind not in TYPES:
+            return f"{name} in {str(kind).removeprefix('torch.')}: takes float32, bfloat16 and float16"
+    if words.dim() != 2 or words.dtype != torch.int16:
+        return f"words {list(words.shape)} of {str(words.dtype).removeprefix('torch.')}: takes int16 [O, W]"
+    return None
+
+
+def sums_over(zero_point: Tensor | None, *, bits: int, group_size: int, length: int, activation_bits: int) -> int:
+    """The `sums_over` that `quantize_tokens` is to be asked for, when tokens are for a weight; 0 if it needs none."""
+    return 0 if bits < 8 or zero_point is None else _span(bits, group_size, length, activation_bits)
+
+
+def linear(
+    x: Tensor,
+    words: Tensor,
+    scale: Tensor,
+    zero_point: Tensor | None,
+    *,
+    bits: int,
+    group_size: int,
+    length: int,
+    activation_bits: int,
+    activation_symmetric: bool,
+    bias: Tensor | None = None,
+    config: Config | None = None,
+) -> Tensor:
+    """x [..., I], quantized per token, times the packed weight [O, I], plus bias [O]: [..., O] in the type of x.
+
+    words int16 [O, W], scale [O, G] and zero_point uint8 [O, G], or None for symmetric codes, whose center is
+    2^(bits - 1).
+
+    Raises:
+        ValueError: `refuses` or `config_fault` says why, or shapes do not fit.
+    """
+    spans = sums_over(zero_point, bits=bits, group_size=group_size, length=length, activation_bits=activation_bits)
+    tokens = quantize_tokens(
+        x.reshape(-1, x.shape[-1]), bits=activation_bits, symmetric=activation_symmetric, sums_over=spans
+    )
+    y = multiply(tokens, words, scale, zero_point, bits=bits, group_size=group_size, bias=bias, config=config)
+    return y.reshape(*x.shape[:-1], words.shape[0])
+
+
+def multiply(
+    tokens: Tokens,
+    words: Tensor,
+    scale: Tensor,
+    zero_point: Tensor | None,
+    *,
+    bits: int,
+    group_size: int,
+    bias: Tensor | None = None,
+    config: Config | None = None,
+) -> Tensor:
+    """As `linear`, for tokens [M, I] that are quantized, with `sums_over` for this weight: y [M, O] in their type.
+
+    Raises:
+        ValueError: as `linear`.
+    """
+    count, outputs, length = tokens.codes.shape[0], words.shape[0], tokens.length
+    config = config or default_config(count, outputs, length, bits, group_size)
+    fault = _fault(tokens, words, scale, zero_point, bits, group_size) or config_fault(config, length)
+    if fault is not None:
+        raise ValueError(fault)
+    y = tokens.scale.new_empty((count, outputs))
+    if y.numel() == 0:
+        return y
+    bias = None if bias is None else bias.contiguous()
+    result = y if config.splits == 1 else y.new_empty((config.splits, count, outputs), dtype=torch.float32)
+    tiles = -(-count // config.block_m) * -(-outputs // config.block_n)
+    product[(tiles, config.splits)](
+        result,
+        tokens.codes,
+        tokens.scale,
+        tokens.zero_point,
+        None if bits < 8 or zero_point is None else tokens.sums,
+        words.contiguous(),
+        scale.contiguous(),
+        None if zero_point is None else zero_point.contiguous(),
+        bias,
+        count,
+        outputs,
+        LENGTH=length,
+        BITS=bits,
+        GROUP_SIZE=group_size if group_size > 0 else in_blocks(length),
+        SPAN=_span(bits, group_size, length, tokens.bits),
+        SPLITS=config.splits,
+        BLOCK_M=config.block_m,
+        BLOCK_N=config.block_n,
+        num_warps=config.num_warps,
+        num_stages=config.num_stages,
+    )
+    if config.splits > 1:
+        grid = (count, -(-outputs // 1024))
+        add_splits[grid](y, result, tokens.scale, bias, count, outputs, SPLITS=config.splits, COLUMNS=1024)
+    return y
+
+
+def _fault(
+    tokens: Tokens, words: Tensor, scale: Tensor, zero_point: Tensor | None, bits: int, group_size: int
+) -> str | None:
+    """Why these cannot be multiplied, or None."""
+    length = tokens.length
+    reason = refuses(
+        words,
+        bits=bits,
+        group_size=group_size,
+        dtype=tokens.scale.dtype,
+        scale_dtype=scale.dtype,
+        activation_bits=tokens.bits,
+    )
+    if reason is not None:
+        return reason
+    if length == 0:
+        return "tokens of no elements"
+    if words.shape[1] != row_words(length, bits):
+        return f"words {list(words.shape)}: {length} codes of {bits} bits take {row_words(length, bits)} words"
+    groups = [words.shape[0], -(-length // group_size) if group_size > 0 else 1]
+    for name, part in (("scales", scale), ("zero points", zero_point)):
+        if part is not None and list(part.shape) != groups:
+            return f"{name} {list(part.shape)}: takes {groups}"
+    span = sums_over(zero_point, bits=bits, group_size=group_size, length=length, activation_bits=tokens.bits)
+    if span and (tokens.sums is None or tokens.sums.shape[0] != -(-length // span)):
+        return f"tokens without sums over {span} elements"
+    return None
+
+
+def _span(bits: int, group_size: int, length: int, activation_bits: int) -> int:
+    """Codes that are summed as integers before they get a scale: a row, if 32 bits hold all that can come out."""
+    if group_size < 0:
+        fits = length * (2**bits - 1) * (2**activation_bits - 1) < 2**31
+        return in_blocks(length) if fits else _BLOCK
+    return min(group_size, _BLOCK)
+
+
+def _product_gate(
+    name: str, bits: int, group_size: int, tokens: int, budget: float, zero_points: bool = True, length: int = 4096
+) -> Gate:
+    """The product of tokens in 8 bits with 4096 outputs, cut by default; zero points are on both sides or on none."""
+    config = default_config(tokens, 4096, length, bits, group_size)
+    kind = "fp32" if config.splits > 1 else "bf16"
+    arguments = {"y": f"*{kind}", "codes": "*i8", "x_scale": "*bf16", "words": "*i16", "scale": "*bf16"}
+    arguments |= {"tokens": "i32", "outputs": "i32"}
+    if zero_points:
+        arguments |= {"x_zero": "*i32", "zero_point": "*u8"} | ({"x_sums": "*i32"} if bits == 8 else {})
+    constants = {
+        "LENGTH": length,
+        "BITS": bits,
+        "GROUP_SIZE": group_size if group_size > 0 else in_blocks(length),
+        "SPAN": _span(bits, group_size, length, 8),
+        "SPLITS": config.splits,
+        "BLOCK_M": config.block_m,
+        "BLOCK_N": config.block_n,
+    }
+    absent = {"x_zero", "x_sums", "zero_point", "bias"} - set(arguments)
+    return Gate(
+        f"W{bits}A8 g{group_size}{'' if zero_points else ' symmetric'}, {name}",
+        product,
+        arguments,
+        constants | dict.fromkeys(absent),
+        elements=config.block_n * _BLOCK,
+        options={"num_warps": config.num_warps, "num_stages": config.num_stages},
+        expects={"cuda:90": "IMMA" if config.block_m == 8 else "IGMMA", "cuda:80": "IMMA", "cuda:89": "IMMA"},
+        budget=budget,
+        divisible=("outputs",),
+    )
+
+
+def _tokens_gate(bits: int, symmetric: bool, sums: int = 0) -> Gate:
+    """Tokens of 4096 numbers in bfloat16, all of them in registers. Half as many are counted off."""
+    arguments = {"numbers": "*i8", "scale_bits": "*i16", "x": "*bf16", "x_stride": "i32"}
+    if bits == 8 and not symmetric:
+        arguments["zero_point"] = "*i32"
+    if sums:
+        arguments["sums"] = "*i32"
+    constants = {"LENGTH": 4096, "BITS": bits, "SYMMETRIC": symmetric, "SUMS_OVER": sums, "AT_ONCE": 4096}
+    return Gate(
+        f"tokens A{bits}{' symmetric' if symmetric else ''}{f' with sums over {sums}' if sums else ''}",
+        quantize,
+        arguments,
+        constants | dict.fromkeys({"zero_point", "sums"} - set(arguments)),
+        elements=4096,
+        options={"num_warps": 4},
+        budget=23,
+        small=({"LENGTH": 2048, "AT_ONCE": 2048}, 2048),
+        divisible=("x_stride",),
+    )
+
+
+# Few tokens are as fast as memory with 1.95 instructions per code of 2 bits, 2.9 of 3, 3.9 of 4 and 7.8 of 8. For many
+# tokens, those of a code stand beside 128 products on tensor cores, which take as long as 4 instructions.
+_HOPPER = (
+    _product_gate("a token", 2, 128, 1, 2.9),
+    _product_gate("a token", 3, 128, 1, 3.5),
+    _product_gate("a token", 4, 128, 1, 3.2),
+    _product_gate("a token", 4, -1, 1, 2.5),
+    _product_gate("a token", 4, 64, 1, 4.2),
+    _product_gate("a token", 4, 32, 1, 5.5),
+    _product_gate("a token", 5, 128, 1, 4.0),
+    _product_gate("a token", 6, 128, 1, 3.8),
+    _product_gate("a token", 7, 128, 1, 4.5),
+    _product_gate("a token", 8, 128, 1, 2.5),
+    _product_gate("a token", 8, -1, 1, 1.4, zero_points=False),
+    _product_gate("16 tokens", 4, 128, 16, 3.0),
+    _product_gate("16 tokens, a short block", 4, 128, 16, 3.0, length=4000),
+    _product_gate("16 tokens, a short block", 8, 128, 16, 2.4, length=4000),
+    _product_gate("64 tokens", 4, 128, 64, 4.8),
+    _product_gate("many tokens", 4, 128, 2048, 6.6),
+    _product_gate("many tokens", 4, 64, 2048, 7.1),
+    _product_gate("many tokens", 4, -1, 2048, 2.8),
+    _product_gate("many tokens", 8, 128, 2048, 5.7),
+    _product_gate("many tokens", 8, -1, 2048, 1.8),
+    _product_gate("many tokens", 8, -1, 2048, 1.7, zero_points=False),
+)
+_OTHERS = ("cuda:80", "cuda:89")
+GATES = (
+    *(gate._replace(targets=("cuda:90",)) for gate in _HOPPER),
+    *(gate._replace(name=f"{gate.name}, before Hopper", budget=None, targets=_OTHERS) for gate in _HOPPER),
+    _tokens_gate(8, False),
+    _tokens_gate(8, False, sums=128),
+    _tokens_gate(8, True),
+    _tokens_gate(4, False),
+)

@@ -1,0 +1,272 @@
+"""Products of tokens in 16-bit floats with packed weights of 2 to 8 bits, on the weights as they are stored.
+
+With few tokens there are few tiles. Then several programs share the rows of one, and the sums of their parts are added
+in a fixed order: results depend on the config, and not on the moment.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import triton
+from torch import Tensor
+
+from .gate import TARGETS, Gate
+from .planar import row_words
+from .weights_groups import ALONE, ONCE, TOGETHER
+from .weights_tiles import FOLDED, SCALED, SUBTRACTED, add_splits, product
+
+BITS = range(2, 9)
+TYPES = (torch.bfloat16, torch.float16)
+SCALE_TYPES = (torch.bfloat16, torch.float16, torch.float32)
+_PROCESSORS = 132  # of the GPU that `default_config` is made for
+_BLOCK = 128
+_SUM_SIZE = 1024  # numbers that a program of `add_splits` adds up
+
+Packed = tuple[Tensor, Tensor, "Tensor | None", "Tensor | None"]  # words, scale, zero points and bias of a weight
+
+
+class Config(NamedTuple):
+    """How a product is cut.
+
+    Attributes:
+        BLOCK_N: outputs of a tile.
+        BLOCK_M: tokens of a tile.
+        SPLITS: programs that share the blocks of a tile's rows.
+        num_warps, num_stages: of the compiler.
+    """
+
+    BLOCK_N: int
+    BLOCK_M: int
+    SPLITS: int
+    num_warps: int
+    num_stages: int
+
+
+def default_config(M: int, N: int, K: int, bits: int, group_size: int) -> Config:
+    """What the product of [M, K] and [N, K] is cut into, if nobody knows better."""
+    block_m = 8 if M <= 8 and bits < 8 else min(128, max(16, triton.next_power_of_2(M)))
+    block_n = 128 if block_m > 32 or (bits == 2 and block_m < 32) or (bits == 3 and block_m == 16) else 64
+    num_warps = {8: 2, 16: 4, 32: 4}.get(block_m, 8)
+    num_stages = 4 if block_m <= 32 and bits <= 4 else 3
+    tiles = -(-M // block_m) * -(-N // block_n)
+    programs = _PROCESSORS * {8: 6, 16: 4, 32: 4, 64: 2}.get(block_m, 1)
+    pairs = max(1, K // _BLOCK // 2)  # of blocks; a program has two pairs at least
+    splits = min(-(-programs // max(1, tiles)), max(1, pairs // 2)) if block_m < 128 else 1
+    return Config(block_n, block_m, -(-pairs // -(-pairs // splits)), num_warps, num_stages)
+
+
+def config_fault(config: Config) -> str | None:
+    """What is wrong with a config, or None."""
+    for name, value in config._asdict().items():
+        if type(value) is not int or value < 1:
+            return f"{name}={value!r}: takes positive integers"
+    if config.BLOCK_N not in (16, 32, 64, 128, 256) or config.BLOCK_M not in (8, 16, 32, 64, 128, 256):
+        tile = f"{config.BLOCK_N} outputs and {config.BLOCK_M} tokens"
+        return f"tiles of {tile}: takes powers of two, 16 to 256 outputs and 8 to 256 tokens"
+    if config.num_warps not in (1, 2, 4, 8, 16):
+        return f"num_warps={config.num_warps}: takes 1, 2, 4, 8 or 16"
+    return None
+
+
+def refuses(dtype: torch.dtype, scale_dtype: torch.dtype, *, bits: int, group_size: int) -> str | None:
+    """Why tokens of a dtype cannot be multiplied with a weight of those bits, groups and dtype of scales, or None."""
+    if bits not in BITS:
+        return f"{bits} bits: takes 2 to 8"
+    if not (group_size in (-1, 32, 64) or (group_size > 0 and group_size % _BLOCK == 0)):
+        return f"groups of {group_size}: takes 32, 64, multiples of 128, and -1 for a row"
+    if dtype not in TYPES:
+        return f"tokens of {_name(dtype)}: takes bfloat16 and float16, tensor cores have nothing as exact as float32"
+    if scale_dtype not in SCALE_TYPES:
+        return f"scales of {_name(scale_dtype)}: takes bfloat16, float16 and float32"
+    return None
+
+
+def linear(
+    x: Tensor,
+    words: Tensor,
+    scale: Tensor,
+    zero_point: Tensor | None,
+    *,
+    bits: int,
+    group_size: int,
+    length: int,
+    bias: Tensor | None = None,
+    splits: int | None = None,
+    config: Config | None = None,
+) -> Tensor:
+    """x [M, K] times the packed weight [N, K], plus bias [N]: [M, N] in the dtype of x.
+
+    K is `length`. words int16 [N, W], scale [N, G] and zero_point uint8 [N, G], or None for symmetric codes, whose
+    center is 2^(bits - 1). `splits` replaces that of the config.
+
+    Raises:
+        ValueError: `refuses` or `config_fault` says why, or shapes do not fit.
+    """
+    M, N = x.shape[0], words.shape[0]
+    config = config or default_config(M, N, length, bits, group_size)
+    if splits is not None:
+        config = config._replace(SPLITS=splits)
+    fault = (
+        refuses(x.dtype, scale.dtype, bits=bits, group_size=group_size)
+        or _misfit(x, words, scale, zero_point, bias, bits, group_size, length)
+        or config_fault(config)
+    )
+    if fault is not None:
+        raise ValueError(fault)
+    y = x.new_empty((M, N))
+    if y.numel() == 0:
+        return y
+    if x.stride(1) != 1 and length > 1:
+        x = x.contiguous()
+    bias = None if bias is None else bias.contiguous()
+    scale, zero_point = scale.contiguous(), None if zero_point is None else zero_point.contiguous()
+    way = _way(config, bits)
+    read, at_once = _reading(way, config, scale, zero_point, group_size, length)
+    result = y if config.SPLITS == 1 else y.new_empty((config.SPLITS, M, N), dtype=torch.float32)
+    tiles = -(-M // config.BLOCK_M) * -(-N // config.BLOCK_N)
+    product[(tiles, config.SPLITS)](
+        result,
+        x,
+        words.contiguous(),
+        scale,
+        zero_point,
+        bias,
+        M,
+        N,
+        x.stride(0),
+        LENGTH=length,
+        BITS=bits,
+        GROUP_SIZE=group_size if group_size > 0 else -(-max(length, 1) // _BLOCK) * _BLOCK,
+        WAY=way,
+        READ=read,
+        AT_ONCE=at_once,
+        BLOCK_N=config.BLOCK_N,
+        BLOCK_M=config.BLOCK_M,
+        SPLITS=config.SPLITS,
+        WARPS=config.num_warps,
+        STAGES=config.num_stages,
+        num_warps=config.num_warps,
+        num_stages=config.num_stages,
+    )
+    if config.SPLITS > 1:
+        grid = (-(-M * N // _SUM_SIZE),)
+        add_splits[grid](y, result, bias, M * N, N, SPLITS=config.SPLITS, SIZE=_SUM_SIZE)
+    return y
+
+
+def linear_many(x: Tensor, weights: Sequence[Packed], *, bits: int, group_size: int, length: int) -> list[Tensor]:
+    """As `linear` for several weights of one format that share x [M, K]: a list of [M, N]. One launch for each."""
+    return [
+        linear(x, words, scale, zero_point, bits=bits, group_size=group_size, length=length, bias=bias)
+        for words, scale, zero_point, bias in weights
+    ]
+
+
+def _way(config: Config, bits: int) -> int:
+    """How the zero point leaves the codes: see weights_tiles.py."""
+    if config.BLOCK_M == 8 and bits < 8:
+        return int(FOLDED.value)
+    return int(SUBTRACTED.value if config.BLOCK_M <= 64 else SCALED.value)
+
+
+def _reading(
+    way: int, config: Config, scale: Tensor, zero_point: Tensor | None, group_size: int, length: int
+) -> tuple[int, int]:
+    """How scales and zero points are read (see weights_groups.py), and how many blocks a step of the loop takes."""
+    groups, blocks = scale.shape[1], length // _BLOCK
+    few = min(2 if config.BLOCK_M <= 32 else 1, max(1, blocks))
+    if groups == 1:
+        return int(ONCE.value), few
+    # Where each thread needs several rows, or several threads the same one, a load for each group is cheap.
+    if config.BLOCK_N >= 32 * config.num_warps and config.BLOCK_M <= 32 and group_size <= _BLOCK:
+        together = 2 if way == FOLDED.value else 4 * group_size // _BLOCK  # blocks with as many groups as fill a word
+        groups_of_a_step = together * _BLOCK // group_size
+        in_words = zero_point is None or (groups % min(4, groups_of_a_step) == 0 and zero_point.data_ptr() % 4 == 0)
+        if in_words and blocks >= together and blocks % together == 0:
+            return int(TOGETHER.value), together
+    return int(ALONE.value), few
+
+
+def _misfit(
+    x: Tensor,
+    words: Tensor,
+    scale: Tensor,
+    zero_point: Tensor | None,
+    bias: Tensor | None,
+    bits: int,
+    group_size: int,
+    length: int,
+) -> str | None:
+    """Why the shapes and dtypes of tensors do not belong together, or None."""
+    if x.dim() != 2 or x.shape[1] != length:
+        return f"x {list(x.shape)}: takes [M, {length}]"
+    if words.dtype != torch.int16 or words.dim() != 2 or words.shape[1] != row_words(length, bits):
+        wanted = row_words(length, bits)
+        return f"words {list(words.shape)} of {_name(words.dtype)}: {length} codes take int16 [N, {wanted}]"
+    groups = [words.shape[0], -(-length // group_size) if group_size > 0 else 1]
+    if list(scale.shape) != groups:
+        return f"scales {list(scale.shape)}: takes {groups}"
+    if zero_point is not None and (zero_point.dtype != torch.uint8 or list(zero_point.shape) != groups):
+        return f"zero points {list(zero_point.shape)} of {_name(zero_point.dtype)}: takes uint8 {groups}"
+    if bias is not None and list(bias.shape) != groups[:1]:
+        return f"bias {list(bias.shape)}: takes {groups[:1]}"
+    return None
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _gate(bits: int, dtype: str, tokens: int, budget: float) -> Gate:
+    """The tile of a square weight with groups of 128, or 64 for up to 3 bits."""
+    length, group_size = 16384, 64 if bits < 4 else 128
+    config = default_config(tokens, 4096, 4096, bits, group_size)
+    groups = torch.empty((1, length // group_size), dtype=torch.uint8)
+    way = _way(config, bits)
+    read, at_once = _reading(way, config, groups, groups, group_size, length)
+    signature = {"y": dtype, "x": dtype, "words": "i16", "scale": dtype, "zero_point": "u8", "bias": dtype}
+    return Gate(
+        f"W{bits} {dtype} {tokens} tokens",
+        product,
+        {
+            **{name: f"*{kind}" for name, kind in signature.items()},
+            **dict.fromkeys(("tokens", "outputs", "x_stride"), "i32"),
+        },
+        {
+            "LENGTH": length,
+            "BITS": bits,
+            "GROUP_SIZE": group_size,
+            "WAY": way,
+            "READ": read,
+            "AT_ONCE": at_once,
+            "BLOCK_N": config.BLOCK_N,
+            "BLOCK_M": config.BLOCK_M,
+            "SPLITS": config.SPLITS,
+            "WARPS": config.num_warps,
+            "STAGES": config.num_stages,
+        },
+        elements=config.BLOCK_N * _BLOCK * at_once,
+        options={"num_warps": config.num_warps, "num_stages": config.num_stages},
+        expects="HMMA" if way == FOLDED.value else "HGMMA",
+        budget=budget,
+        divisible=("outputs", "x_stride"),
+        targets=TARGETS if way == FOLDED.value else ("cuda:90",),
+    )
+
+
+_BUDGETS = {  # instructions per code with 1, 16 and 128 tokens; with one, what memory leaves time for
+    2: (1.95, 2.5, 4.0),
+    3: (2.9, 2.9, 4.3),
+    4: (3.9, 3.9, 4.8),
+    8: (7.8, 7.8, 7.8),
+}
+GATES = tuple(
+    _gate(bits, dtype, tokens, budget)
+    for dtype in ("bf16", "fp16")
+    for bits, budgets in _BUDGETS.items()
+    for tokens, budget in zip((1, 16, 128), budgets, strict=True)
+    if (bits, tokens) != (8, 1)  # the tile of 16
+)

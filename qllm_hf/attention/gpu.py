@@ -1,0 +1,81 @@
+"""Attention over packed rows on GPUs: the Triton kernels of `qllm_kernels.gpu.attention`."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+from typing import Any
+
+from torch import Tensor
+
+from qllm_kernels import gpu
+
+from ..ordinary import is_ordinary
+from .request import Request
+
+INTERPRETED = gpu.INTERPRETED
+
+
+def refuses(request: Request) -> str | None:
+    """Why the kernels cannot take a request, or None."""
+    return "is for tensors on a GPU" if not request.query.is_cuda else _refuses(request)
+
+
+def refuses_interpreter(request: Request) -> str | None:
+    """Why the kernels cannot take a request on the CPU, in Triton's interpreter, or None."""
+    is_here = request.query.device.type == "cpu"
+    return _refuses(request) if is_here else "runs kernels for GPUs on the CPU, to test them"
+
+
+def _refuses(request: Request) -> str | None:
+    missing = gpu.missing()
+    if missing is not None:
+        return missing
+    query, keys, values = request.query, request.keys, request.values
+    if keys.tokens == query.shape[2]:
+        return "there is no history: the prompt alone is computed as without a cache"
+    specs = keys.format.spec, values.format.spec
+    if specs[0] is None or specs[1] is None or specs[0].paper_exact or specs[0].symmetric != specs[1].symmetric:
+        return "keys or values are not quantized, not alike, or have paper_exact=True"
+    if keys.format.dtype != query.dtype or values.format.dtype != query.dtype:
+        return "queries, keys and values are of one type"
+    if not all(is_ordinary(x) for x in (query, keys.rows, values.rows)):
+        return "it takes ordinary tensors, outside of graphs"
+    reason: str | None = _kernels().refuses(query, keys.rows, values.rows, mask=request.mask, **_format(request))
+    return reason
+
+
+def attend(request: Request) -> Tensor:
+    """The attention that a request means: [B, Hq, Tq, Dv] in the dtype of the query."""
+    out: Tensor = _kernels().attend(
+        request.query,
+        request.keys.rows,
+        request.values.rows,
+        **_format(request),
+        scale=request.scale,
+        mask=request.mask,
+        causal=request.causal,
+        softcap=request.softcap,
+        sinks=request.sinks,
+    )
+    return out
+
+
+def _format(request: Request) -> dict[str, Any]:
+    keys, values = request.keys.format.spec, request.values.format.spec
+    assert keys is not None
+    assert values is not None
+    return {
+        "key_bits": keys.bits,
+        "value_bits": values.bits,
+        "group_size": keys.group_size,
+        "value_group_size": values.group_size,
+        "symmetric": keys.symmetric,
+        "value_dim": request.values.format.length,
+    }
+
+
+@functools.cache
+def _kernels() -> Any:
+    # only here, since they need Triton
+    return importlib.import_module("qllm_kernels.gpu.attention")
