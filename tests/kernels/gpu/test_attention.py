@@ -16,8 +16,10 @@ from qllm_kernels.gpu.attention import Config
 from qllm_kernels.gpu.attention_tiles import is_planar
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
-# Head dim and group size: whole blocks, several groups in one, several blocks, short blocks, groups that cut planes.
-ROWS = ((128, 128), (128, 32), (64, 64), (64, 32), (256, 128), (192, 192), (96, 48), (80, 40), (100, 100), (48, 24))
+# Head dim and group size: whole blocks, several groups in one, short blocks, whose codes are gathered for some bits.
+ROWS = ((128, 128), (128, 32), (64, 32), (96, 48))
+# Several blocks, the last one short; blocks that no field of bits fills; groups that cut planes.
+OTHER_ROWS = ((256, 128), (192, 192), (64, 64), (80, 40), (100, 100), (48, 24))
 TILE = 32
 # The rounding of the result, where torch has none: a single value comes back as it is.
 ROUNDING = {torch.bfloat16: 3e-3, torch.float16: 4e-4, torch.float32: 2e-6}
@@ -106,21 +108,23 @@ def check(request, **others):
     assert off < allowed(request, expected), f"off by {off}, allowed are {allowed(request, expected)}"
 
 
-@pytest.mark.parametrize(("dim", "group_size"), ROWS)
-@pytest.mark.parametrize("bits", range(2, 9))
+@pytest.mark.parametrize(
+    ("bits", "dim", "group_size"),
+    [(bits, *row) for row in ROWS for bits in range(2, 9)] + [(bits, *row) for row in OTHER_ROWS for bits in (3, 4, 8)],
+)
 def test_all_rows(bits, dim, group_size):
     for dtype, symmetric in ((torch.bfloat16, False), (torch.float16, True), (torch.float32, bits % 2 == 1)):
         request = request_of(40, dim=dim, group_size=group_size, bits=bits, symmetric=symmetric, dtype=dtype, group=3)
         check(request, splits=1)
 
 
-def test_rows_of_both_kinds_are_among_those():
+def test_which_rows_are_read_by_planes():
     for bits in range(2, 9):
-        assert is_planar(128, bits, 128)
-        assert is_planar(128, bits, 32)
-        assert is_planar(256, bits, 64)
-    assert {is_planar(dim, 3, group) for dim, group in ROWS} == {False, True}
-    assert not is_planar(100, 8, 25)
+        assert all(is_planar(*row) for row in ((128, bits, 128), (128, bits, 32), (256, bits, 64), (192, bits, 192)))
+    assert is_planar(100, 4, 100)
+    assert not is_planar(96, 4, 32)  # a plane of 24 codes
+    assert not is_planar(80, 3, 80)  # 5 words for the third bits of two planes
+    assert not is_planar(100, 8, 25)  # groups that begin within a word
 
 
 def test_keys_and_values_of_different_bits_and_lengths():
@@ -134,7 +138,7 @@ def test_all_lengths(tokens, splits):
     check(request_of(tokens, group=2, dtype=DTYPES[tokens % 2]), splits=splits)
 
 
-@pytest.mark.parametrize(("group", "count"), [(1, 1), (4, 1), (7, 1), (9, 1), (16, 1), (1, 5), (3, 7), (2, 50)])
+@pytest.mark.parametrize(("group", "count"), [(1, 1), (4, 1), (7, 1), (9, 1), (16, 1), (1, 5), (3, 7), (2, 30)])
 def test_heads_and_positions(group, count):
     check(request_of(50, count, group, batch=2), splits=1)
     check(request_of(60, count, group, heads=2, causal=True), splits=1)
@@ -312,7 +316,7 @@ def test_what_does_not_fit_is_refused():
         assert reason in attention.refuses(query, keys, values, **{**given, **change})
     assert "float64" in attention.refuses(query.double(), keys, values, **given)
     assert "int16" in attention.refuses(query, keys.int(), values, **given)
-    assert "queries of one key head" in attention.refuses(query.repeat(1, 1, 600, 1), keys, values, **given)
+    assert "queries of one key head" in attention.refuses(query.repeat(1, 1, 129, 1), keys, values, **given)
     assert "not those" in attention.refuses(query.repeat(2, 1, 1, 1), keys, values, **given)
     with pytest.raises(ValueError, match="not those"):
         attention.attend(query.repeat(2, 1, 1, 1), keys, values, scale=1.0, **given)
@@ -327,6 +331,12 @@ def test_the_default_configuration(capacity, batch):
         config = attention.default_config(query, 8, capacity, value_bits=bits, value_dim=128, value_group_size=64)
         assert config.SPLITS & (config.SPLITS - 1) == 0
         assert max(capacity, config.BLOCK_T) >= config.SPLITS * config.BLOCK_T
+
+
+@pytest.mark.parametrize("config", [Config(24, 1, 1, 1), Config(8, 1, 1, 1), Config(64, 3, 1, 1), Config(64, 0, 1, 1)])
+def test_configurations_that_are_none(config):
+    with pytest.raises(ValueError, match="powers of two"):
+        ours(request_of(), config=config)
 
 
 def test_it_runs_as_configured():

@@ -21,15 +21,16 @@ from . import INTERPRETED
 from .attention_merge import merge_stretches
 from .attention_split import attend_stretch, power_of_two
 from .attention_tiles import Rows, groups, is_planar, lanes
+from .gate import Gate
 from .planar import row_words
 
 TYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 BITS = range(2, 9)
 LONGEST, MOST_GROUPS = 256, 16
-MOST_QUERIES = 512
-"""Queries of one key head: with more, unpacking the keys again for every 64 of them takes longer than decoding them."""
+MOST_QUERIES = 128
+"""Queries of one key head: with more, to decode keys once takes less than to unpack them again for every 16 queries."""
 
-_MOST_COLUMNS, _MOST_SPLITS = 64, 128
+_MOST_SPLITS = 128
 _WARPS_PER_PROCESSOR = 16
 _PROCESSORS = 132  # of an H200, where there is no GPU to ask
 
@@ -145,7 +146,7 @@ def attend(
         config: how the work is cut.
 
     Raises:
-        ValueError: `refuses` says why.
+        ValueError: `refuses` says why, or there is no such configuration.
     """
     reason = refuses(
         query, key_rows, value_rows, key_bits=key_bits, value_bits=value_bits, group_size=group_size,
@@ -179,6 +180,8 @@ def attend(
     config = config or default_config(
         query, heads, capacity, value_bits=value_bits, value_dim=values.dim, value_group_size=values.group
     )
+    if config.BLOCK_T < 16 or any(size < 1 or size & (size - 1) for size in (config.BLOCK_T, config.SPLITS)):
+        raise ValueError(f"{config}: takes powers of two, and tiles of 16 tokens or more")
     queries = batch * query_heads * count
     partial_values = query.new_empty((queries, config.SPLITS, values.dim), dtype=torch.float32)
     partial_maxima, partial_sums = query.new_empty((2, queries, config.SPLITS), dtype=torch.float32)
@@ -202,8 +205,8 @@ def attend(
             *mask_strides,
             0 if tokens is None or tokens.numel() == 1 else tokens.stride(0),
             window or 0,
-            scale,
-            softcap or 0.0,
+            float(scale),
+            float(softcap or 0.0),
             KEYS=keys,
             KEY_STRIDE=key_rows.stride(2),
             VALUES=values,
@@ -259,15 +262,16 @@ def default_config(
     """
     batch, query_heads, count, _ = query.shape
     queries = query_heads // heads * count
+    values = _rows(value_dim, value_bits, value_group_size, False, query.dtype)
     columns = _columns(queries)
-    warps = (
-        4
-        if columns > 16
-        else min(4, lanes(_rows(value_dim, value_bits, value_group_size, False, query.dtype), 0) // 16)
-    )
-    tokens = 64
+    warps = min(4, lanes(values, 0) // 16)
+    if columns > 8:
+        warps = max(warps, 4 if values.dim > 128 else 2)
+    # one warp has all weighted values in its registers, and weights of several groups besides
+    full = warps == 1 and (groups(values) > 2 or values.bits == 8 or values.dim > 128)
+    tokens = 32 if full or query.dtype == torch.float32 else 64
     programs = batch * heads * -(-queries // columns)
-    wanted = _processors(query.device) * (_WARPS_PER_PROCESSOR // warps) // programs
+    wanted = _processors(query.device) * (_WARPS_PER_PROCESSOR // warps) // max(programs, 1)
     splits = 1
     while splits < _MOST_SPLITS and 2 * splits <= min(wanted, capacity // (2 * tokens)):
         splits *= 2
@@ -275,8 +279,8 @@ def default_config(
 
 
 def _columns(queries: int) -> int:
-    """Queries of a program: as few as there are, at least as many as a tensor core takes."""
-    return int(min(_MOST_COLUMNS, max(8, power_of_two(queries))))
+    """Queries of a program: as many as there are, at least what a tensor core takes, at most what registers hold."""
+    return int(min(16, max(8, power_of_two(queries))))
 
 
 @functools.cache
@@ -293,3 +297,96 @@ def _rows(dim: int, bits: int, group_size: int, symmetric: bool, dtype: torch.dt
 
 def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
+
+
+def _gate(
+    name: str,
+    bits: int,
+    group_size: int,
+    budget: float | None,
+    dim: int = 128,
+    dtype: torch.dtype = torch.bfloat16,
+    count: int = 1,
+    mask: str | None = None,
+) -> Gate:
+    """Four queries of a key head and `count` positions, over a long history."""
+    kind = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}[dtype]
+    rows = _rows(dim, bits, group_size, False, dtype)
+    query = torch.empty((1, 32, count, dim), dtype=dtype, device="meta")
+    config = default_config(query, 8, 1 << 15, value_bits=bits, value_dim=dim, value_group_size=rows.group)
+    pointers = {"query": kind, "keys": "i16", "values": "i16", "tokens": "i32"}
+    pointers |= dict.fromkeys(("partial_values", "partial_maxima", "partial_sums"), "fp32")
+    pointers |= {} if mask is None else {"mask": mask}
+    sizes = "capacity heads group query_batch query_head query_position key_batch key_head value_batch value_head"
+    strides = "mask_batch mask_head mask_position mask_token tokens_batch window"
+    stride = row_words(dim, bits) + groups(rows) * dtype.itemsize // 2 + -(-groups(rows) // 2)
+    return Gate(
+        name,
+        attend_stretch,
+        {
+            **{pointer: f"*{type}" for pointer, type in pointers.items()},
+            **dict.fromkeys([*sizes.split(), *strides.split(), *(["count"] if count > 1 else [])], "i32"),
+            **dict.fromkeys(("scale", "softcap"), "fp32"),
+        },
+        {
+            **({} if count > 1 else {"count": 1}),  # as Triton compiles it for an argument of 1
+            **({} if mask else {"mask": None}),
+            "KEYS": rows,
+            "KEY_STRIDE": stride,
+            "VALUES": rows,
+            "VALUE_STRIDE": stride,
+            "DTYPE": TYPES[dtype],
+            "CAUSAL": False,
+            "WINDOW": False,
+            "SOFTCAP": False,
+            "SHARED": mask != "fp32",
+            "SHORT": False,
+            "SPLITS": config.SPLITS,
+            "BLOCK_T": config.BLOCK_T,
+            "BLOCK_M": _columns(4 * count),
+            "WARPS": min(config.num_warps, config.BLOCK_T // 16),
+        },
+        elements=2 * config.BLOCK_T * dim,
+        options={"num_warps": config.num_warps, "num_stages": config.num_stages},
+        expects=None if dtype == torch.float32 else "HMMA",
+        budget=budget,
+        wide=False,  # rows begin at any word
+        divisible=tuple(name for name in sizes.split() if name not in ("heads", "group")),
+    )
+
+
+# The budget is what memory leaves time for, or what is reached where that is more.
+GATES = (
+    _gate("KV8 g128", 8, 128, 7.8),
+    _gate("KV8 g64", 8, 64, 7.8),
+    _gate("KV4 g128", 4, 128, 3.9),
+    _gate("KV4 g64", 4, 64, 3.9),
+    _gate("KV4 g32", 4, 32, 3.9),
+    _gate("KV4 g64 fp16", 4, 64, 3.9, dtype=torch.float16),
+    _gate("KV4 g64, mask of flags", 4, 64, 3.9, mask="u8"),
+    _gate("KV4 g64, mask of each head", 4, 64, 3.9, mask="fp32"),
+    _gate("KV4 g64, head dim 64", 4, 64, 3.9, dim=64),
+    _gate("KV4 g128, head dim 256", 4, 128, 3.9, dim=256),
+    _gate("KV4 g80, head dim 80", 4, 80, 5.0, dim=80),
+    _gate("KV4 g64, 8 positions", 4, 64, None, count=8),
+    _gate("KV3 g128", 3, 128, 2.9),
+    _gate("KV3 g64", 3, 64, 2.9),
+    _gate("KV2 g128", 2, 128, 1.95),
+    _gate("KV2 g64", 2, 64, 2.1),
+    _gate("KV2 g64 fp16", 2, 64, 2.5, dtype=torch.float16),
+    _gate("KV2 g32", 2, 32, 2.9),
+    _gate("KV6 g64", 6, 64, 5.8),
+    _gate("KV4 g25, head dim 100", 4, 25, None, dim=100),
+    _gate("KV4 g64 fp32", 4, 64, None, dtype=torch.float32),
+    Gate(
+        "stretches of 128 numbers",
+        merge_stretches,
+        {
+            **dict.fromkeys(("out", "sinks"), "*bf16"),
+            **dict.fromkeys(("partial_values", "partial_maxima", "partial_sums"), "*fp32"),
+            **dict.fromkeys(("heads", "count"), "i32"),
+        },
+        {"DIM": 128, "SPLITS": 128, "BLOCK_D": 32},
+        wide=False,
+    ),
+)

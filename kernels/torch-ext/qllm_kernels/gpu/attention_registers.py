@@ -48,15 +48,21 @@ def rounded_and_back(x, DTYPE: tl.constexpr):
         once = rounded(x, DTYPE)
         return once.to(operand(DTYPE)), once.to(tl.float32)
     else:  # Triton would round each number by itself, in a slow instruction
-        asm: tl.constexpr = """{
-            cvt.rn.bf16x2.f32 $0, $4, $3;
-            shl.b32 $1, $0, 16;
-            and.b32 $2, $0, 0xFFFF0000;
-        }"""
+        asm: tl.constexpr = _round_and_back()
         bits, back = tl.inline_asm_elementwise(
             asm, "=r,=r,=r,r,r", [x], dtype=(tl.int16, tl.float32), is_pure=True, pack=2
         )
         return bits.to(DTYPE, bitcast=True), back
+
+
+@triton.constexpr_function
+def _round_and_back():
+    """Two float32 $3 and $4 to two bfloat16 in $0, and those to two float32 again."""
+    return """{
+        cvt.rn.bf16x2.f32 $0, $4, $3;
+        shl.b32 $1, $0, 16;
+        and.b32 $2, $0, 0xFFFF0000;
+    }"""
 
 
 @triton.jit
@@ -65,13 +71,17 @@ def beside(upper, lower, shift):
     if INTERPRETED:
         return (upper.to(tl.int32) << 16) | ((lower.to(tl.int32) >> shift) & 0xFF)
     else:  # not an operation that Triton moves: it would move both words by themselves
-        asm: tl.constexpr = """{
-            .reg .b32 byte;
-            .reg .b16 word;
-            cvt.u32.u16 byte, $2;
-            shr.b32 byte, byte, $3;
-            and.b32 byte, byte, 0xFF;
-            cvt.u16.u32 word, byte;
-            mov.b32 $0, {word, $1};
-        }"""
+        asm: tl.constexpr = _beside()
         return tl.inline_asm_elementwise(asm, "=r,h,h,r", [upper, lower, shift], dtype=tl.int32, is_pure=True, pack=1)
+
+
+@triton.constexpr_function
+def _beside():
+    return """{
+        .reg .b32 high, low;
+        cvt.u32.u16 high, $1;
+        cvt.u32.u16 low, $2;
+        shl.b32 high, high, 16;
+        shr.b32 low, low, $3;
+        lop3.b32 $0, low, 0x000000FF, high, 0xEA;
+    }"""

@@ -47,14 +47,10 @@ def disassemble(cubin: bytes) -> Code:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "kernel.cubin"
         file.write_bytes(cubin)
-        printed = [
-            subprocess.run(
-                [knobs.nvidia.cuobjdump.path, option, str(file)], check=True, capture_output=True, text=True
-            ).stdout
-            for option in ("-sass", "-res-usage")
-        ]
-    registers = _REGISTERS.search(printed[1])
-    return Code(parse(printed[0]), int(registers[1]) if registers else 0)
+        command = [knobs.nvidia.cuobjdump.path, "-sass", "-res-usage", str(file)]
+        printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    registers = _REGISTERS.search(printed)
+    return Code(parse(printed), int(registers[1]) if registers else 0)
 
 
 def parse(text: str) -> tuple[Instruction, ...]:

@@ -54,8 +54,8 @@ def rows_at_once(length, group, bits):
 
 @triton.constexpr_function
 def range_step(group, groups, rows):
-    """Numbers of each group that a program reads at a time to find its range: 64 a thread."""
-    return max(1, min(power(group), 2048 // (groups * rows)))
+    """Numbers of each group that a program reads at a time to find its range: 16 a thread."""
+    return max(1, min(power(group), 512 // (groups * rows)))
 
 
 @triton.jit

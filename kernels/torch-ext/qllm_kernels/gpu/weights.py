@@ -48,9 +48,9 @@ class Config(NamedTuple):
 def default_config(M: int, N: int, K: int, bits: int, group_size: int) -> Config:
     """What the product of [M, K] and [N, K] is cut into, if nobody knows better."""
     block_m = 8 if M <= 8 and bits < 8 else min(128, max(16, triton.next_power_of_2(M)))
-    block_n = 128 if block_m > 32 or (bits == 2 and block_m < 32) or (bits == 3 and block_m == 16) else 64
+    block_n = 128 if block_m > 32 or (bits < 4 and block_m < 32) else 64
     num_warps = {8: 2, 16: 4, 32: 4}.get(block_m, 8)
-    num_stages = 4 if block_m <= 32 and bits <= 4 else 3
+    num_stages = 4 if block_m <= 32 and bits in (2, 4) else 3
     tiles = -(-M // block_m) * -(-N // block_n)
     programs = _PROCESSORS * {8: 6, 16: 4, 32: 4, 64: 2}.get(block_m, 1)
     pairs = max(1, K // _BLOCK // 2)  # of blocks; a program has two pairs at least
@@ -227,7 +227,8 @@ def _gate(bits: int, dtype: str, tokens: int, budget: float) -> Gate:
     groups = torch.empty((1, length // group_size), dtype=torch.uint8)
     way = _way(config, bits)
     read, at_once = _reading(way, config, groups, groups, group_size, length)
-    signature = {"y": dtype, "x": dtype, "words": "i16", "scale": dtype, "zero_point": "u8", "bias": dtype}
+    y = "fp32" if config.SPLITS > 1 else dtype
+    signature = {"y": y, "x": dtype, "words": "i16", "scale": dtype, "zero_point": "u8", "bias": dtype}
     return Gate(
         f"W{bits} {dtype} {tokens} tokens",
         product,
