@@ -71,6 +71,8 @@ static int64_t workspace_size(int64_t queries, int64_t digits, const Shape* keys
 // Scores are kept in units of log 2, so that weights are powers of two.
 static const float LOG2E = 1.44269504f;
 
+QLLM_INLINE Floats magnitude_of(Floats v) { return floats_max(v, floats_fnma(v, floats_all(1.0f), floats_zero())); }
+
 // Numbers of 16 bits, or two of 15, of 16 floats.
 QLLM_INLINE Ints number_of(Floats v, float inverse) { return ints_round(floats_mul(v, floats_all(inverse))); }
 QLLM_INLINE Ints upper_part(Ints v) { return ints_high_word(ints_left<1>(v)); }
@@ -97,7 +99,7 @@ static __attribute__((noinline)) void prepare_queries(const Attention* job, int6
         Floats largest = floats_zero(), finite = floats_zero();
         for (int64_t i = 0; i < shape->length; i += 16) {
             const Floats v = floats_from_memory(q + i * size, r->type, shape->length - i < 16 ? (int)(shape->length - i) : 16);
-            largest = floats_max(largest, floats_max(v, floats_fnma(v, floats_all(1.0f), floats_zero())));
+            largest = floats_max(largest, magnitude_of(v));
             finite = floats_fma(v, floats_zero(), finite);
             floats_store(natural + i, v);
         }
@@ -229,7 +231,7 @@ static __attribute__((noinline)) void prepare_weights(const Attention* job, int6
         Floats v[VECTORS], largest = floats_zero();
         for (int i = 0; i < VECTORS; i++) {
             v[i] = floats_mul(floats_load(w->scores + m * SPAN + 16 * i), floats_load(scale + 16 * i));
-            largest = floats_max(largest, v[i]);
+            largest = floats_max(largest, magnitude_of(v[i]));  // weights from elsewhere may be negative
         }
         const float range = floats_largest(largest);
         float inverse = reach / range, step = range / reach;

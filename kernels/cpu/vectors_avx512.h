@@ -72,7 +72,13 @@ QLLM_INLINE Ints ints_negative_product(Ints a, Ints b) {
     return _mm512_sub_epi32(_mm512_setzero_si512(), _mm512_mullo_epi32(a, b));
 }
 QLLM_INLINE Ints ints_all(int32_t v) { return _mm512_set1_epi32(v); }
-QLLM_INLINE int32_t ints_sum(Ints v) { return _mm512_reduce_add_epi32(v); }
+// it wraps, which the sums of gcc's own reduction must not
+QLLM_INLINE int32_t ints_sum(Ints v) {
+    const __m256i eight = _mm256_add_epi32(_mm512_castsi512_si256(v), _mm512_extracti64x4_epi64(v, 1));
+    __m128i four = _mm_add_epi32(_mm256_castsi256_si128(eight), _mm256_extracti128_si256(eight, 1));
+    four = _mm_add_epi32(four, _mm_shuffle_epi32(four, 0x4E));
+    return _mm_cvtsi128_si32(_mm_add_epi32(four, _mm_shuffle_epi32(four, 0xB1)));
+}
 // n <= 16 bytes as integers, 0 after them.
 QLLM_INLINE Ints ints_from_bytes(const uint8_t* p, int n) {
     return _mm512_cvtepu8_epi32(_mm_maskz_loadu_epi8((__mmask16)((1u << n) - 1), p));

@@ -142,8 +142,9 @@ def test_the_two_products_one_by_one(level, dtype):
         assert error(scores, request.query.double() @ keys.transpose(-1, -2)) < smallest
         weights = torch.softmax(scores.float() * request.scale, -1).to(dtype)
         assert error(native.weighted(weights, request.values), weights.double() @ values) < smallest
-        # weights need not add up to 1
-        assert error(native.weighted(3 * weights, request.values), (3 * weights).double() @ values) < smallest
+        # weights need not add up to 1, nor be positive
+        for other in (3 * weights, -weights, weights * torch.randn(weights.shape).to(dtype)):
+            assert error(native.weighted(other, request.values), other.double() @ values) < smallest
 
 
 @pytest.mark.parametrize("tokens", [5, 70, 700])

@@ -46,10 +46,11 @@ def test_sanitizers_find_nothing(sanitized):
     done = run(sanitized)
     assert done.returncode == 0, done.stderr[-4000:]
     assert "runtime error" not in done.stderr
-    assert "portable: 525 products" in done.stdout
+    assert "portable: 525 products, 245 attentions, 343 weights unpacked" in done.stdout
 
 
 def test_one_more_token_would_be_found(sanitized):
     done = run(sanitized, "1")
     assert done.returncode != 0
-    assert "AddressSanitizer: heap-buffer-overflow" in done.stderr
+    # or that the heap's own records were overwritten, where the whole token lies in another tensor
+    assert "AddressSanitizer: heap-buffer-overflow" in done.stderr or "AddressSanitizer: CHECK failed" in done.stderr
