@@ -422,6 +422,17 @@ def same_scores() -> str:
     return table(["", *header], lines)
 
 
+def rounding() -> str:
+    """How far kernels and plain torch are from float64, in nats of a token's log-likelihood."""
+    pairs = ("kernels_float64", "torch_float64", "kernels_torch")
+    lines = [
+        [row["scheme"], *(f"{float(row[f'{pair}_{kind}']):.1e}" for pair in pairs for kind in ("mean", "largest"))]
+        for row in rows("kernel_rounding")
+    ]
+    names = ("kernels - float64", "torch - float64", "kernels - torch")
+    return table(["", *(cell for name in names for cell in (name, "largest"))], lines)
+
+
 FILES: dict[Path, dict[str, Callable[[], str]]] = {
     REPO / "README.md": {
         "abilities": abilities,
@@ -439,6 +450,7 @@ FILES: dict[Path, dict[str, Callable[[], str]]] = {
         "overhead": overhead,
         "packing": packing,
         "same_scores": same_scores,
+        "rounding": rounding,
     },
     REPO / "docs" / "evaluation.md": {"kv_scores": kv_scores, "evaluation": evaluation, "scores": scores},
     REPO / "docs" / "methods.md": {
