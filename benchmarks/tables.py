@@ -426,11 +426,15 @@ def rounding() -> str:
     """How far kernels and plain torch are from float64, in nats of a token's log-likelihood."""
     pairs = ("kernels_float64", "torch_float64", "kernels_torch")
     lines = [
-        [row["scheme"], *(f"{float(row[f'{pair}_{kind}']):.1e}" for pair in pairs for kind in ("mean", "largest"))]
+        [
+            row["dtype"],
+            row["scheme"],
+            *(f"{float(row[f'{pair}_{kind}']):.1e}" for pair in pairs for kind in ("mean", "largest")),
+        ]
         for row in rows("kernel_rounding")
     ]
     names = ("kernels - float64", "torch - float64", "kernels - torch")
-    return table(["", *(cell for name in names for cell in (name, "largest"))], lines)
+    return table(["", "", *(cell for name in names for cell in (name, "largest"))], lines)
 
 
 FILES: dict[Path, dict[str, Callable[[], str]]] = {
