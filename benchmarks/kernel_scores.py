@@ -80,7 +80,7 @@ def compare(scheme: str, dtype: str, folders: dict[str, Path]) -> Iterator[dict[
             "task": record["task"],
             "metric": record["metric"],
             "kernels": f"{record['value']:.6g}",
-            "torch": f"{other['value']:.6g}",
+            "plain_torch": f"{other['value']:.6g}",
             "stderr": f"{other['stderr']:.3g}",
             "items": len(items),
             "changed": changed,
