@@ -139,11 +139,13 @@ def compile_gate(gate: Gate, target: str) -> Compiled:
     """Compile a gate's kernel for a target, such as "cuda:90" or "hip:gfx942", and count.
 
     Raises:
-        RuntimeError: Triton was imported for its interpreter.
+        RuntimeError: Triton was imported for its interpreter, or the target does not take the kernel.
         ValueError: the gate lacks an argument of its function, or has one too many.
     """
-    built = _build(gate, gate.constexprs, target)
     backend = target.partition(":")[0]
+    if backend != "cuda" and "elementwise_inline_asm" in _build(gate, gate.constexprs, TARGETS[0]).asm["ttir"]:
+        raise RuntimeError("it has assembly for NVIDIA")  # which ends the process, where another compiler meets it
+    built = _build(gate, gate.constexprs, target)
     if backend == "hip":
         return _compiled_for_amd(gate, target, built)
     code = sass.disassemble(built.asm["cubin"])
