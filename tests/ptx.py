@@ -10,9 +10,13 @@ Register = NDArray[np.uint32]
 
 
 def lop3(a: Register, b: Register, c: Register, table: Register) -> Register:
-    """Any function of three bits: bit 4 a + 2 b + c of its truth table."""
-    place = ((a[:, None] >> _BITS & 1) << 2) | ((b[:, None] >> _BITS & 1) << 1) | (c[:, None] >> _BITS & 1)
-    return ((table[:, None] >> place & 1) << _BITS).sum(1, dtype=np.uint32)
+    """Any function of three bits: bit 4 a + 2 b + c of its truth table, which is the same in all threads."""
+    result = np.zeros_like(a)
+    for row in range(8):
+        if table[0] >> row & 1:
+            here = [x if row >> place & 1 else ~x for x, place in ((a, 2), (b, 1), (c, 0))]
+            result |= here[0] & here[1] & here[2]
+    return result
 
 
 def prmt(a: Register, b: Register, selector: Register) -> Register:
@@ -22,7 +26,17 @@ def prmt(a: Register, b: Register, selector: Register) -> Register:
     return picked[0] | picked[1] | picked[2] | picked[3]
 
 
-_BITS = np.arange(32, dtype=np.uint32)
+def fma_bf16x2(a: Register, b: Register, c: Register) -> Register:
+    """a b + c for the bfloat16 in each half, which has to be exact."""
+    halves = []
+    for at in (0, 16):
+        x, y, z = (((each >> at & 0xFFFF) << 16).view(np.float32) for each in (a, b, c))
+        bits = (x * y + z).view(np.uint32)
+        assert not (bits & 0xFFFF).any(), "more than a bfloat16 holds"
+        halves.append(bits >> 16)
+    return halves[0] | (halves[1] << 16)
+
+
 INSTRUCTIONS: dict[str, Callable[..., Register]] = {
     "mov.b32": lambda a: a,
     "and.b32": lambda a, b: a & b,
@@ -33,18 +47,30 @@ INSTRUCTIONS: dict[str, Callable[..., Register]] = {
     "shl.b32": lambda a, by: np.where(by > 31, 0, a << np.minimum(by, 31)),
     "lop3.b32": lop3,
     "prmt.b32": prmt,
+    "fma.rn.bf16x2": fma_bf16x2,
 }
+REGISTERS_ONLY = {"fma.rn.bf16x2"}
 
 
 def run(assembly: str, *inputs: Register, outputs: int = 1) -> list[Register]:
-    """What assembly leaves in $0 and so on for the registers after them."""
+    """What assembly leaves in $0 and so on for the registers after them.
+
+    Raises:
+        ValueError: it has what ptxas refuses: a register that is not declared, or a number where none may be.
+    """
     registers = {f"${outputs + number}": value for number, value in enumerate(inputs)}
+    declared = {f"${number}" for number in range(outputs)}
     for statement in filter(None, (part.strip() for part in re.sub(r"[{}]", "", assembly).split(";"))):
         operation, operands = statement.split(None, 1)
-        if operation != ".reg":
-            target, *sources = (operand.strip() for operand in operands.split(","))
-            values = [
-                registers[name] if name in registers else np.full_like(inputs[0], int(name, 0)) for name in sources
-            ]
-            registers[target] = INSTRUCTIONS[operation](*values).astype(np.uint32)
+        names = [name.strip() for name in operands.removeprefix(".b32").split(",")]
+        if operation == ".reg":
+            declared.update(names)
+            continue
+        target, *sources = names
+        if target not in declared:
+            raise ValueError(f"{target} is not declared: {statement}")
+        if operation in REGISTERS_ONLY and not registers.keys() >= set(sources):
+            raise ValueError(f"takes registers only: {statement}")
+        values = [registers[name] if name in registers else np.full_like(inputs[0], int(name, 0)) for name in sources]
+        registers[target] = INSTRUCTIONS[operation](*values).astype(np.uint32)
     return [registers[f"${number}"] for number in range(outputs)]

@@ -10,6 +10,8 @@ import torch
 triton = pytest.importorskip("triton")
 tl = pytest.importorskip("triton.language")
 
+from ptx import run  # noqa: E402
+
 from qllm_hf.packing import pack  # noqa: E402
 from qllm_kernels.gpu import unpack  # noqa: E402
 
@@ -34,60 +36,6 @@ def floats(bits, dtype):
     return (bits.astype(np.uint32) << 16).view(np.float32).astype(np.float64)
 
 
-def bits_of(numbers):
-    """The bits of numbers as bfloat16, which have to be exact."""
-    bits = numbers.astype(np.float32).view(np.uint32)
-    assert not (bits & 0xFFFF).any()
-    return bits >> 16
-
-
-def lop3(a, b, c, table):
-    result = np.zeros_like(a)
-    for row in range(8):
-        if table >> row & 1:
-            picked = [x if row >> place & 1 else ~x for x, place in ((a, 2), (b, 1), (c, 0))]
-            result |= picked[0] & picked[1] & picked[2]
-    return result
-
-
-def prmt(a, b, selector):
-    source = [(x >> (8 * byte)) & 0xFF for x in (a, b) for byte in range(4)]
-    return sum(source[selector >> (4 * byte) & 7] << (8 * byte) for byte in range(4))
-
-
-def fma_bf16x2(a, b, c):
-    lower, upper = (
-        bits_of(floats(x, tl.bfloat16) * floats(y, tl.bfloat16) + floats(z, tl.bfloat16))
-        for x, y, z in zip(halves(a), halves(b), halves(c), strict=True)
-    )
-    return both_halves(lower, upper)
-
-
-INSTRUCTIONS = {
-    "mov.b32": lambda a: a,
-    "shr.b32": lambda a, by: np.where(by > 31, 0, a >> np.minimum(by, 31)),
-    "shl.b32": lambda a, by: a << by,
-    "lop3.b32": lambda a, b, c, table: lop3(a, b, c, int(table[0])),
-    "prmt.b32": lambda a, b, selector: prmt(a, b, int(selector[0])),
-    "fma.rn.bf16x2": fma_bf16x2,
-}
-
-
-def run(assembly, *inputs):
-    """What a piece of PTX leaves in $0 for registers $1 .., uint32 each."""
-    registers = {f"${1 + number}": value for number, value in enumerate(inputs)}
-
-    def value(name):
-        return registers[name] if name in registers else np.full_like(inputs[0], int(name, 0))
-
-    for statement in filter(None, (part.strip() for part in re.sub(r"[{}]", "", assembly).split(";"))):
-        operation, operands = statement.split(None, 1)
-        if operation != ".reg":
-            target, *sources = (operand.strip() for operand in operands.split(","))
-            registers[target] = INSTRUCTIONS[operation](*map(value, sources)).astype(np.uint32)
-    return registers["$0"]
-
-
 def positions(dtype, width):
     return range(unpack._mantissa(dtype) - width + 1)
 
@@ -101,7 +49,7 @@ def code_cases():
 def wrong_codes(assembly):
     wrong = 0
     for dtype, width, shift, at in code_cases():
-        found = run(assembly(shift, width, dtype, at), both_halves(WORDS, NEIGHBOURS))
+        (found,) = run(assembly(shift, width, dtype, at), both_halves(WORDS, NEIGHBOURS))
         for words, half in zip((WORDS, NEIGHBOURS), halves(found), strict=True):
             wanted = unpack.bias(dtype, at) + (words >> shift & (2**width - 1))
             with np.errstate(invalid="ignore"):  # what wrong assembly makes may be no number
@@ -125,7 +73,7 @@ def test_assembly_of_joined_codes(dtype):
     for width, shift in itertools.product((1, 2, 3), (0, 4, 8, 12)):
         inputs = both_halves(WORDS, NEIGHBOURS), both_halves(high, WORDS)
         for at in positions(dtype, 4 + width):
-            found = run(unpack._joined_asm(shift, width, dtype, at), *inputs)
+            (found,) = run(unpack._joined_asm(shift, width, dtype, at), *inputs)
             for lower, upper, half in zip((WORDS, NEIGHBOURS), (high, WORDS), halves(found), strict=True):
                 codes = (lower >> shift & 15) + 16 * (upper >> shift & (2**width - 1))
                 assert (floats(half, dtype) == unpack.bias(dtype, at) + codes).all(), (width, shift, at)
@@ -134,7 +82,7 @@ def test_assembly_of_joined_codes(dtype):
 def test_assembly_of_nibbles():
     one = NEIGHBOURS[::-1].copy()
     for odd, place in itertools.product((0, 1), range(4)):
-        found = run(unpack._nibbles_asm(odd), both_halves(WORDS, NEIGHBOURS), both_halves(one, WORDS))
+        (found,) = run(unpack._nibbles_asm(odd), both_halves(WORDS, NEIGHBOURS), both_halves(one, WORDS))
         for two, ones, half in zip((WORDS, NEIGHBOURS), (one, WORDS), halves(found), strict=True):
             bit = 4 * place + 2 * odd
             assert ((half >> 4 * place & 7) == (two >> bit & 3) + 4 * (ones >> bit & 1)).all(), (odd, place)
@@ -143,9 +91,16 @@ def test_assembly_of_nibbles():
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_assembly_of_bytes(dtype):
     """Two bytes in the lower half of a register become two words, whatever is in the upper half."""
-    found = run(unpack._bytes_asm(dtype), both_halves(WORDS, NEIGHBOURS))
+    (found,) = run(unpack._bytes_asm(dtype), both_halves(WORDS, NEIGHBOURS))
     for byte, half in zip((WORDS & 0xFF, WORDS >> 8), halves(found), strict=True):
         assert (floats(half, dtype) == unpack.byte_bias(dtype) + byte).all()
+
+
+def test_bytes_without_a_register_for_one_are_refused():
+    """As ptxas does."""
+    assembly = unpack._bytes_asm(tl.bfloat16).replace("number, one", "number, 0x3F803F80")
+    with pytest.raises(ValueError, match="registers only"):
+        run(assembly, both_halves(WORDS, NEIGHBOURS))
 
 
 @pytest.mark.parametrize("bits", range(2, 8))
@@ -203,5 +158,5 @@ def test_twin_does_what_the_assembly_does(dtype):
     words, y = torch.from_numpy(WORDS.astype(np.uint16).view(np.int16)), torch.empty(2**16)
     for width, shift, at in ((2, 14, 3), (3, 4, 0), (4, 12, 2), (4, 0, 0)):
         twin[(1,)](words, y, SHIFT=shift, WIDTH=width, DTYPE=dtype, AT=at)
-        found = run(unpack._codes_asm(shift, width, dtype, at), both_halves(WORDS, NEIGHBOURS))
+        (found,) = run(unpack._codes_asm(shift, width, dtype, at), both_halves(WORDS, NEIGHBOURS))
         assert (floats(found & 0xFFFF, dtype) == y.double().numpy()).all()
