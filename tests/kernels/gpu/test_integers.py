@@ -15,7 +15,7 @@ from qllm_kernels.gpu import integer_tiles, tokens, unpack_integers
 from qllm_kernels.gpu import integers as kernels
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
-SMALL = kernels.Config(block_m=16, block_n=16, splits=1, num_warps=1, num_stages=1)
+SMALL = kernels.Config(BLOCK_N=16, BLOCK_M=16, SPLITS=1, num_warps=1, num_stages=1)
 
 
 def numbers(shape, seed=0, dtype=torch.float32):
@@ -123,7 +123,7 @@ def test_edges_of_tiles(count, outputs):
 
 
 def test_more_tiles_than_lie_side_by_side():
-    config = SMALL._replace(block_m=8)
+    config = SMALL._replace(BLOCK_M=8)
     check(numbers((8 * 17, 32)), weight_of(20, 32, 8, -1), Spec(8, PER_ROW, True), config=config)
 
 
@@ -132,13 +132,13 @@ def test_more_tiles_than_lie_side_by_side():
 @pytest.mark.parametrize(("length", "splits"), ((512, 4), (640, 3), (600, 2), (600, 3)))
 def test_splits(length, splits, bits, group_size):
     weight = weight_of(20, length, bits, group_size)
-    check(numbers((3, length)), weight, Spec(8, PER_ROW, False), numbers(20, 2), SMALL._replace(splits=splits))
+    check(numbers((3, length)), weight, Spec(8, PER_ROW, False), numbers(20, 2), SMALL._replace(SPLITS=splits))
 
 
 def test_other_tiles():
     weight = weight_of(40, 256, 4)
     for block_m, block_n in ((8, 64), (64, 16), (32, 32)):
-        config = SMALL._replace(block_m=block_m, block_n=block_n)
+        config = SMALL._replace(BLOCK_N=block_n, BLOCK_M=block_m)
         check(numbers((20, 256)), weight, Spec(8, PER_ROW, False), config=config)
 
 
@@ -216,10 +216,10 @@ def test_refusals(change, reason):
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"block_m": 0}, "block_m=0"),
-        ({"block_n": 48}, "tiles of 16 x 48"),
+        ({"BLOCK_M": 0}, "BLOCK_M=0"),
+        ({"BLOCK_N": 48}, "tiles of 48 outputs and 16 tokens"),
         ({"num_warps": 3}, "num_warps=3"),
-        ({"splits": 3}, "there are 2 whole blocks"),
+        ({"SPLITS": 3}, "there are 2 whole blocks"),
         ({"num_stages": 2.0}, "num_stages=2.0"),
     ],
 )
@@ -265,7 +265,7 @@ def _one_too_many(*arguments):
     ("bits", "module", "name", "function"),
     [
         (4, integer_tiles, "_multiplied", _one_too_many),
-        (4, integer_tiles, "_complement", lambda *_: tl.full((SMALL.block_n, 1), 120, tl.int8)),
+        (4, integer_tiles, "_complement", lambda *_: tl.full((SMALL.BLOCK_N, 1), 120, tl.int8)),
         (4, unpack_integers, "_beside", lambda a, b: _beside(b, a)),
         (4, integer_tiles, "_index", lambda *_: 0),
         (3, unpack_integers, "_bit_field", lambda words, column: tl.load(words + column % 8)),

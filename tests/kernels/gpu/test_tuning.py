@@ -205,7 +205,7 @@ def test_other_errors_are_not_hidden():
 
 TINY = {
     "linear": ({"outputs": 32, "inputs": 128, "bits": 4, "group_size": 128}, 2, {"BLOCK_N": (32,), "BLOCK_M": (16,)}),
-    "integers": ({"outputs": 32, "inputs": 128, "bits": 4, "group_size": -1}, 2, {"block_n": (32,), "block_m": (16,)}),
+    "integers": ({"outputs": 32, "inputs": 128, "bits": 4, "group_size": -1}, 2, {"BLOCK_N": (32,), "BLOCK_M": (16,)}),
     "attention": (
         {"heads": 2, "kv_heads": 1, "dim": 64, "bits": 4, "group_size": 64, "batch": 1}, 100, {"SPLITS": (1, 2)},
     ),

@@ -82,19 +82,20 @@ def decode(
         return y
     rows = y.numel() // length
     span, height, whole = _tile(group_size, length)
-    _decode[_grid(rows, height, length, span)](
-        y,
-        words.contiguous(),
-        scale.contiguous(),
-        None if zero_point is None else zero_point.contiguous(),
-        rows,
-        LENGTH=length,
-        BITS=bits,
-        GROUP_SIZE=whole,
-        GROUPS=groups,
-        ROWS=height,
-        SPAN=span,
-    )
+    with torch.cuda.device_of(words):
+        _decode[_grid(rows, height, length, span)](
+            y,
+            words.contiguous(),
+            scale.contiguous(),
+            None if zero_point is None else zero_point.contiguous(),
+            rows,
+            LENGTH=length,
+            BITS=bits,
+            GROUP_SIZE=whole,
+            GROUPS=groups,
+            ROWS=height,
+            SPAN=span,
+        )
     return y
 
 
@@ -119,20 +120,21 @@ def decode_rows(
         return y
     span, height, whole = _tile(group_size, length)
     (programs,) = _grid(tokens, height, length, span)
-    _decode_rows[(programs * batch * heads,)](
-        y,
-        rows,
-        heads,
-        tokens,
-        *rows.stride()[:3],
-        LENGTH=length,
-        BITS=bits,
-        GROUP_SIZE=whole,
-        GROUPS=groups,
-        SYMMETRIC=symmetric,
-        ROWS=height,
-        SPAN=span,
-    )
+    with torch.cuda.device_of(rows):
+        _decode_rows[(programs * batch * heads,)](
+            y,
+            rows,
+            heads,
+            tokens,
+            *rows.stride()[:3],
+            LENGTH=length,
+            BITS=bits,
+            GROUP_SIZE=whole,
+            GROUPS=groups,
+            SYMMETRIC=symmetric,
+            ROWS=height,
+            SPAN=span,
+        )
     return y
 
 

@@ -26,15 +26,15 @@ class Config(NamedTuple):
     """How a product is cut.
 
     Attributes:
-        block_m: tokens of a tile.
-        block_n: outputs of a tile.
-        splits: programs that share the blocks of 128 codes in the rows of a tile.
-        num_warps, num_stages: for the compiler.
+        BLOCK_N: outputs of a tile.
+        BLOCK_M: tokens of a tile.
+        SPLITS: programs that share the blocks of 128 codes in the rows of a tile.
+        num_warps, num_stages: of the compiler.
     """
 
-    block_m: int
-    block_n: int
-    splits: int
+    BLOCK_N: int
+    BLOCK_M: int
+    SPLITS: int
     num_warps: int
     num_stages: int
 
@@ -49,7 +49,7 @@ def default_config(tokens: int, outputs: int, length: int, bits: int = 4, group_
         block_m, block_n = min(most, max(16, triton.next_power_of_2(tokens))), 128
     tiles = max(1, -(-tokens // block_m) * -(-outputs // block_n))
     splits = max(1, min(length // _BLOCK // 4, 2 * _PROCESSORS // tiles)) if block_m <= 64 else 1
-    return Config(block_m, block_n, splits, num_warps=4 if block_m <= 32 else 8, num_stages=3)
+    return Config(block_n, block_m, splits, num_warps=4 if block_m <= 32 else 8, num_stages=3)
 
 
 def config_fault(config: Config, length: int) -> str | None:
@@ -57,14 +57,13 @@ def config_fault(config: Config, length: int) -> str | None:
     for name, value in config._asdict().items():
         if type(value) is not int or value < 1:
             return f"{name}={value!r}: takes positive integers"
-    if config.block_m not in (8, 16, 32, 64, 128, 256) or config.block_n not in (16, 32, 64, 128, 256):
-        return (
-            f"tiles of {config.block_m} x {config.block_n}: takes 8, 16 or more tokens, 16 or more outputs, up to 256"
-        )
+    if config.BLOCK_M not in (8, 16, 32, 64, 128, 256) or config.BLOCK_N not in (16, 32, 64, 128, 256):
+        tile = f"{config.BLOCK_N} outputs and {config.BLOCK_M} tokens"
+        return f"tiles of {tile}: takes powers of two, 16 to 256 outputs and 8 to 256 tokens"
     if config.num_warps not in (1, 2, 4, 8, 16):
         return f"num_warps={config.num_warps}: takes 1, 2, 4, 8 and 16"
-    if config.splits > max(1, length // _BLOCK):
-        return f"splits={config.splits}: there are {length // _BLOCK} whole blocks in a row"
+    if config.SPLITS > max(1, length // _BLOCK):
+        return f"SPLITS={config.SPLITS}: there are {length // _BLOCK} whole blocks in a row"
     return None
 
 
@@ -152,33 +151,34 @@ def multiply(
     if y.numel() == 0:
         return y
     bias = None if bias is None else bias.contiguous()
-    result = y if config.splits == 1 else y.new_empty((config.splits, count, outputs), dtype=torch.float32)
-    tiles = -(-count // config.block_m) * -(-outputs // config.block_n)
-    product[(tiles, config.splits)](
-        result,
-        tokens.codes,
-        tokens.scale,
-        tokens.zero_point,
-        None if bits < 8 or zero_point is None else tokens.sums,
-        words.contiguous(),
-        scale.contiguous(),
-        None if zero_point is None else zero_point.contiguous(),
-        bias,
-        count,
-        outputs,
-        LENGTH=length,
-        BITS=bits,
-        GROUP_SIZE=group_size if group_size > 0 else in_blocks(length),
-        SPAN=_span(bits, group_size, length, tokens.bits),
-        SPLITS=config.splits,
-        BLOCK_M=config.block_m,
-        BLOCK_N=config.block_n,
-        num_warps=config.num_warps,
-        num_stages=config.num_stages,
-    )
-    if config.splits > 1:
-        grid = (count, -(-outputs // 1024))
-        add_splits[grid](y, result, tokens.scale, bias, count, outputs, SPLITS=config.splits, COLUMNS=1024)
+    result = y if config.SPLITS == 1 else y.new_empty((config.SPLITS, count, outputs), dtype=torch.float32)
+    tiles = -(-count // config.BLOCK_M) * -(-outputs // config.BLOCK_N)
+    with torch.cuda.device_of(words):
+        product[(tiles, config.SPLITS)](
+            result,
+            tokens.codes,
+            tokens.scale,
+            tokens.zero_point,
+            None if bits < 8 or zero_point is None else tokens.sums,
+            words.contiguous(),
+            scale.contiguous(),
+            None if zero_point is None else zero_point.contiguous(),
+            bias,
+            count,
+            outputs,
+            LENGTH=length,
+            BITS=bits,
+            GROUP_SIZE=group_size if group_size > 0 else in_blocks(length),
+            SPAN=_span(bits, group_size, length, tokens.bits),
+            SPLITS=config.SPLITS,
+            BLOCK_M=config.BLOCK_M,
+            BLOCK_N=config.BLOCK_N,
+            num_warps=config.num_warps,
+            num_stages=config.num_stages,
+        )
+        if config.SPLITS > 1:
+            grid = (count, -(-outputs // 1024))
+            add_splits[grid](y, result, tokens.scale, bias, count, outputs, SPLITS=config.SPLITS, COLUMNS=1024)
     return y
 
 
@@ -224,7 +224,7 @@ def _product_gate(
 ) -> Gate:
     """The product of tokens in 8 bits with 4096 outputs, cut by default; zero points are on both sides or on none."""
     config = default_config(tokens, 4096, length, bits, group_size)
-    kind = "fp32" if config.splits > 1 else "bf16"
+    kind = "fp32" if config.SPLITS > 1 else "bf16"
     arguments = {"y": f"*{kind}", "codes": "*i8", "x_scale": "*bf16", "words": "*i16", "scale": "*bf16"}
     arguments |= {"tokens": "i32", "outputs": "i32"}
     if zero_points:
@@ -234,9 +234,9 @@ def _product_gate(
         "BITS": bits,
         "GROUP_SIZE": group_size if group_size > 0 else in_blocks(length),
         "SPAN": _span(bits, group_size, length, 8),
-        "SPLITS": config.splits,
-        "BLOCK_M": config.block_m,
-        "BLOCK_N": config.block_n,
+        "SPLITS": config.SPLITS,
+        "BLOCK_M": config.BLOCK_M,
+        "BLOCK_N": config.BLOCK_N,
     }
     absent = {"x_zero", "x_sums", "zero_point", "bias"} - set(arguments)
     return Gate(
@@ -244,9 +244,9 @@ def _product_gate(
         product,
         arguments,
         constants | dict.fromkeys(absent),
-        elements=config.block_n * _BLOCK,
+        elements=config.BLOCK_N * _BLOCK,
         options={"num_warps": config.num_warps, "num_stages": config.num_stages},
-        expects={"cuda:90": "IMMA" if config.block_m == 8 else "IGMMA", "cuda:80": "IMMA", "cuda:89": "IMMA"},
+        expects={"cuda:90": "IMMA" if config.BLOCK_M == 8 else "IGMMA", "cuda:80": "IMMA", "cuda:89": "IMMA"},
         budget=budget,
         divisible=("outputs",),
     )

@@ -74,20 +74,21 @@ def quantize_tokens(x: Tensor, *, bits: int, symmetric: bool, sums_over: int = 0
     sums = x.new_empty((-(-length // sums_over), count), dtype=torch.int32) if sums_over else None
     if count and length:
         at_once = min(_MOST_AT_ONCE, triton.next_power_of_2(padded))
-        quantize[(count,)](
-            numbers,
-            scale.view(torch.int16) if scale.itemsize == 2 else scale.view(torch.int32),
-            zero_point,
-            sums,
-            x,
-            x.stride(0),
-            LENGTH=length,
-            BITS=bits,
-            SYMMETRIC=symmetric,
-            SUMS_OVER=sums_over,
-            AT_ONCE=at_once,
-            num_warps=max(1, at_once // 1024),
-        )
+        with torch.cuda.device_of(x):
+            quantize[(count,)](
+                numbers,
+                scale.view(torch.int16) if scale.itemsize == 2 else scale.view(torch.int32),
+                zero_point,
+                sums,
+                x,
+                x.stride(0),
+                LENGTH=length,
+                BITS=bits,
+                SYMMETRIC=symmetric,
+                SUMS_OVER=sums_over,
+                AT_ONCE=at_once,
+                num_warps=max(1, at_once // 1024),
+            )
     return Tokens(numbers, scale, zero_point, sums, bits, symmetric, length)
 
 

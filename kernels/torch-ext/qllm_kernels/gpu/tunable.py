@@ -114,9 +114,9 @@ OPERATIONS = {
     "integers": Operation(
         _WEIGHT,
         {
-            "splits": (1, 2, 3, 4, 6, 8, 12, 16),
-            "block_n": (32, 64, 128, 256),
-            "block_m": (8, 16, 32, 64, 128, 256),
+            "SPLITS": (1, 2, 3, 4, 6, 8, 12, 16),
+            "BLOCK_N": (32, 64, 128, 256),
+            "BLOCK_M": (8, 16, 32, 64, 128, 256),
             "num_warps": (4, 8),
             "num_stages": (2, 3, 4),
         },
