@@ -5,7 +5,8 @@ import json
 import triton
 import triton.language as tl
 
-from qllm_kernels.gpu.gate import Gate, compile_gate, faults
+from qllm_kernels.gpu.compiled import compile_gate
+from qllm_kernels.gpu.gate import Gate, faults
 
 
 @triton.jit

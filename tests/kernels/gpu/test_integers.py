@@ -1,6 +1,7 @@
 """Products of integers: no rounding within a group, and float32 over groups."""
 
 import functools
+import itertools
 
 import pytest
 import torch
@@ -16,6 +17,8 @@ from qllm_kernels.gpu import integers as kernels
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 SMALL = kernels.Config(BLOCK_N=16, BLOCK_M=16, SPLITS=1, num_warps=1, num_stages=1)
+# Few tokens lose the zero points of weights after the products, many before.
+FEW_AND_MANY = (SMALL, SMALL._replace(BLOCK_M=64))
 
 
 def numbers(shape, seed=0, dtype=torch.float32):
@@ -84,30 +87,32 @@ SYMMETRY = [(a, w) for a in (False, True) for w in (False, True)]
 @pytest.mark.parametrize("activation_bits", (4, 8))
 @pytest.mark.parametrize("bits", range(2, 9))
 def test_all_bits(bits, activation_bits):
-    for a_symmetric, w_symmetric in SYMMETRY:
+    for config, (a_symmetric, w_symmetric) in itertools.product(FEW_AND_MANY, SYMMETRY):
         weight = weight_of(16, 256, bits, symmetric=w_symmetric)
-        check(numbers((2, 256)), weight, Spec(activation_bits, PER_ROW, a_symmetric))
+        check(numbers((2, 256)), weight, Spec(activation_bits, PER_ROW, a_symmetric), config=config)
 
 
 @pytest.mark.parametrize("group_size", (32, 64, 128, 256, -1))
 @pytest.mark.parametrize("bits", (3, 4, 7, 8))
 def test_all_groups(bits, group_size):
-    for a_symmetric, w_symmetric in SYMMETRY:
+    for config, (a_symmetric, w_symmetric) in itertools.product(FEW_AND_MANY, SYMMETRY):
         weight = weight_of(16, 256, bits, group_size, w_symmetric)
-        check(numbers((2, 256)), weight, Spec(8, PER_ROW, a_symmetric))
+        check(numbers((2, 256)), weight, Spec(8, PER_ROW, a_symmetric), config=config)
 
 
 @pytest.mark.parametrize("group_size", (32, 64, 128, -1))
 @pytest.mark.parametrize("length", (1, 100, 129, 200, 287, 383))
 def test_short_last_blocks(length, group_size):
-    for bits in (2, 5, 8):
-        check(numbers((2, length)), weight_of(16, length, bits, group_size), Spec(8, PER_ROW, False))
+    for bits, config in zip((2, 5, 8, 3), (*FEW_AND_MANY, *FEW_AND_MANY), strict=True):
+        weight = weight_of(16, length, bits, group_size)
+        check(numbers((2, length)), weight, Spec(8, PER_ROW, False), config=config)
 
 
 @pytest.mark.parametrize("bits", range(2, 9))
 def test_short_last_blocks_of_all_bits(bits):
-    for symmetric in (False, True):
-        check(numbers((2, 217)), weight_of(16, 217, bits, symmetric=symmetric), Spec(8, PER_ROW, symmetric))
+    for config, symmetric in itertools.product(FEW_AND_MANY, (False, True)):
+        weight = weight_of(16, 217, bits, symmetric=symmetric)
+        check(numbers((2, 217)), weight, Spec(8, PER_ROW, symmetric), config=config)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -168,11 +173,13 @@ def test_agrees_with_the_twins():
 
 
 def test_tokens_are_quantized_once_for_several_weights():
+    """For weights of less than 8 bits with or without sums; those over other spans are of no use."""
     x, activation = numbers((5, 256), dtype=torch.bfloat16), Spec(8, PER_ROW)
-    found = tokens.quantize_tokens(x, bits=8, symmetric=False)
+    found = [tokens.quantize_tokens(x, bits=8, symmetric=False, sums_over=over) for over in (0, 128, 64)]
     for weight in (weight_of(20, 256, 4), weight_of(12, 256, 4)):
-        y = kernels.multiply(found, *weight[:3], bits=4, group_size=128, config=SMALL)
-        assert torch.equal(y, linear(x, weight, activation))
+        for each in found:
+            y = kernels.multiply(each, *weight[:3], bits=4, group_size=128, config=SMALL)
+            assert torch.equal(y, linear(x, weight, activation))
 
 
 def test_nothing_to_multiply():
@@ -266,6 +273,7 @@ def _one_too_many(*arguments):
     [
         (4, integer_tiles, "_multiplied", _one_too_many),
         (4, integer_tiles, "_complement", lambda *_: tl.full((SMALL.BLOCK_N, 1), 120, tl.int8)),
+        (4, integer_tiles, "_minus_zero", lambda *_: tl.full((SMALL.BLOCK_N, 1), -8, tl.int32)),
         (4, unpack_integers, "_beside", lambda a, b: _beside(b, a)),
         (4, integer_tiles, "_index", lambda *_: 0),
         (3, unpack_integers, "_bit_field", lambda words, column: tl.load(words + column % 8)),
@@ -275,7 +283,8 @@ def _one_too_many(*arguments):
 )
 def test_a_wrong_kernel_is_noticed(monkeypatch, bits, module, name, function):
     x, weight = numbers((2, 256)), weight_of(16, 256, bits, 64 if name == "_index" else 128)
-    check(x, weight, Spec(8, PER_ROW, False))
+    config = FEW_AND_MANY[name == "_complement"]
+    check(x, weight, Spec(8, PER_ROW, False), config=config)
     monkeypatch.setattr(module, name, function)
     with pytest.raises(AssertionError, match="float32 allows"):
-        check(x, weight, Spec(8, PER_ROW, False))
+        check(x, weight, Spec(8, PER_ROW, False), config=config)

@@ -3,10 +3,13 @@
     y[t, o] = scale[t] sum over groups G of scale[o, G] sum over i in G of (x[t, i] - zero[t]) (w[o, i] - zero[o, G])
 
 The inner sum is exact, and so is what zero points add to it; the sum over groups is in float32. Weights become int8 in
-registers (see unpack_integers.py), and of up to 7 bits they have lost their zero points before they are multiplied. So
-have tokens. Those of 8 bits that have zero points are off by a constant (t for tokens, z for weights):
+registers (see unpack_integers.py), and tokens are int8. Both may still have a zero point in them (t and z):
 
     sum (x - t) (w - z) = sum x w - t sum w - z sum (x - t)      x, w: the int8 that are multiplied
+
+Tokens do if they have 8 bits and are not symmetric, and weights if they have 8 bits and are not. Weights of fewer bits
+can lose theirs before they are multiplied, which costs each of them two operations in registers of four, or after,
+which costs each product of a group one: that is less with few tokens, and with one scale for a whole row.
 
 Sums over w come from the tensor cores, as products with columns of ones; those over x - t from tokens.py.
 
@@ -22,7 +25,7 @@ import triton.language as tl
 from . import INTERPRETED as _INTERPRETED
 from .planar import BLOCK, codes_at, in_blocks, rest_of, row_words
 from .rounding import rounded
-from .unpack_integers import int8_block, int8_bytes, joined
+from .unpack_integers import codes_block, int8_block, int8_bytes, joined
 
 INTERPRETED = tl.constexpr(_INTERPRETED)
 _TILES_SIDE_BY_SIDE = tl.constexpr(16)
@@ -45,6 +48,7 @@ def product(
     BITS: tl.constexpr,
     GROUP_SIZE: tl.constexpr,
     SPAN: tl.constexpr,
+    AT_ONCE: tl.constexpr,
     SPLITS: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -52,8 +56,9 @@ def product(
     """One tile of y [tokens, outputs], or of y float32 [SPLITS, tokens, outputs], whose sum is without scale and bias.
 
     GROUP_SIZE: 32, 64 or a multiple of 128. SPAN: codes that are summed as integers before they get a scale: 32, 64 or
-    128 and no more than a group, or whole rows, rounded up to blocks. x_zero and x_sums are those of `Tokens`; x_sums
-    are there only for weights of 8 bits with zero points. Program (tile, split) takes its share of the blocks of rows.
+    128 and no more than a group, or whole rows, rounded up to blocks. x_zero and x_sums are those of `Tokens`; with
+    x_sums, zero points of weights are taken off after the products. Program (tile, split) takes its share of the blocks
+    of rows, AT_ONCE of them in each pass of its loop.
     """
     GROUPS: tl.constexpr = (LENGTH + GROUP_SIZE - 1) // GROUP_SIZE
     BLOCKS: tl.constexpr = LENGTH // BLOCK
@@ -62,6 +67,7 @@ def product(
     PART: tl.constexpr = 32  # the fewest codes that tensor cores take
     PARTS: tl.constexpr = 4 if SPAN == 32 else (2 if SPAN == 64 else 1)  # of a block, each multiplied at once
     SIZE: tl.constexpr = 128 // PARTS
+    FOLDED: tl.constexpr = x_sums is not None
     ONES: tl.constexpr = BLOCK_M if BLOCK_M < 16 else 16  # as wide as a product must be to read the same registers
     split = tl.program_id(1)
     tile_m, tile_n = _tile(tl.program_id(0), tokens, outputs, BLOCK_M, BLOCK_N)
@@ -75,25 +81,30 @@ def product(
     if zero_point is not None:
         zero_point += row_read * GROUPS
     if x_zero is not None:
-        x_zero += token
+        x_zero += token_read
+        if ONES == BLOCK_M:  # few enough to stay in registers
+            x_zero = -tl.load(x_zero)
     if x_sums is not None:
-        x_sums += token
-    terms = (scale, zero_point, x_zero, x_sums, tokens, here)
+        x_sums += token_read
+    terms = (scale, zero_point, x_zero, x_sums, tokens)
 
     total = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
     sums, w_sums = tl.zeros((BLOCK_N, BLOCK_M), tl.int32), tl.zeros((BLOCK_N, ONES), tl.int32)
     first, last = split * STEPS, tl.minimum(split * STEPS + STEPS, BLOCKS)
     if INTERPRETED:
         first, last = number(first), number(last)
-    for block in range(first, last):
+    for block in tl.range(first, last, loop_unroll_factor=AT_ONCE):
         if BITS < 8:
-            complements = (
-                _complement(zero_point, block, 0 * PART, GROUP_SIZE, BITS, BLOCK_N),
-                _complement(zero_point, block, 1 * PART, GROUP_SIZE, BITS, BLOCK_N),
-                _complement(zero_point, block, 2 * PART, GROUP_SIZE, BITS, BLOCK_N),
-                _complement(zero_point, block, 3 * PART, GROUP_SIZE, BITS, BLOCK_N),
-            )
-            parts = joined(int8_block(words + block * (8 * BITS), complements, BITS), PARTS)
+            if FOLDED:
+                parts = joined(codes_block(words + block * (8 * BITS), BITS), PARTS)
+            else:
+                complements = (
+                    _complement(zero_point, block, 0 * PART, GROUP_SIZE, BITS, BLOCK_N),
+                    _complement(zero_point, block, 1 * PART, GROUP_SIZE, BITS, BLOCK_N),
+                    _complement(zero_point, block, 2 * PART, GROUP_SIZE, BITS, BLOCK_N),
+                    _complement(zero_point, block, 3 * PART, GROUP_SIZE, BITS, BLOCK_N),
+                )
+                parts = joined(int8_block(words + block * (8 * BITS), complements, BITS), PARTS)
         for part in tl.static_range(PARTS):
             place = block * BLOCK + part * SIZE + tl.arange(0, SIZE)
             if BITS < 8:
@@ -103,7 +114,7 @@ def product(
             x = tl.load(codes + place[:, None])
             sums, w_sums = _multiplied(sums, w_sums, w, x, x_zero, part * SIZE, SPAN)
             if (part + 1) * SIZE % SPAN == 0:
-                total += _scaled(sums, w_sums, terms, block, part * SIZE, GROUP_SIZE, SPAN)
+                total += _scaled(sums, w_sums, terms, block, part * SIZE, GROUP_SIZE, SPAN, BITS)
 
     if REST > 0:
         if split == SPLITS - 1:
@@ -112,14 +123,17 @@ def product(
                 place = part * PART + tl.arange(0, PART)
                 there = (place < REST)[None, :]
                 w = codes_at(words + block * (8 * BITS), place[None, :], there, REST, BITS)
-                w -= 128 if BITS == 8 else _zero(zero_point, block, part * PART, GROUP_SIZE, BITS, BLOCK_N)
+                if BITS == 8:
+                    w -= 128
+                elif not FOLDED:
+                    w -= _zero(zero_point, block, part * PART, GROUP_SIZE, BITS, BLOCK_N)
                 x = tl.load(codes + (block * BLOCK + place)[:, None])
                 w = tl.where(there, w, 0).to(tl.int8)
                 sums, w_sums = _multiplied(sums, w_sums, w, x, x_zero, part * PART, SPAN)
                 if SPAN <= 128 and ((part + 1) * PART % SPAN == 0 or (part + 1) * PART >= REST):
-                    total += _scaled(sums, w_sums, terms, block, part * PART, GROUP_SIZE, SPAN)
+                    total += _scaled(sums, w_sums, terms, block, part * PART, GROUP_SIZE, SPAN, BITS)
     if SPAN > 128:
-        total += _scaled_row(sums, w_sums, terms, split)
+        total += _scaled_row(sums, w_sums, terms, split, BITS)
 
     if SPLITS == 1:
         total *= tl.load(x_scale + token, here, other=0).to(tl.float32)[None, :]
@@ -174,30 +188,44 @@ def _multiplied(sums, w_sums, w, x, x_zero, OFFSET: tl.constexpr, SPAN: tl.const
 
 
 @triton.jit
-def _scaled(sums, w_sums, terms, block, OFFSET: tl.constexpr, GROUP_SIZE: tl.constexpr, SPAN: tl.constexpr):
+def _scaled(
+    sums, w_sums, terms, block, OFFSET: tl.constexpr, GROUP_SIZE: tl.constexpr, SPAN: tl.constexpr, BITS: tl.constexpr
+):
     """What a span of up to 128 codes adds, float32 [N, M]: its integers stay exact, 128 * 255 * 255 is below 2^24."""
-    scale, zero_point, x_zero, x_sums, tokens, here = terms
+    scale, zero_point, x_zero, x_sums, tokens = terms
     group = _index(block, OFFSET, GROUP_SIZE)
-    value = sums.to(tl.float32)
-    if x_zero is not None:
-        value -= tl.max(w_sums, 1)[:, None].to(tl.float32) * tl.load(x_zero, here, other=0)[None, :].to(tl.float32)
+    if x_zero is not None and w_sums.shape[1] == sums.shape[1]:
+        sums += w_sums * x_zero[None, :]
     if x_sums is not None:
-        zero = tl.load(zero_point + group).to(tl.float32) - 128
-        x_sum = tl.load(x_sums + _index(block, OFFSET, SPAN) * tokens, here, other=0)
-        value -= zero[:, None] * x_sum[None, :].to(tl.float32)
+        x_sum = tl.load(x_sums + _index(block, OFFSET, SPAN) * tokens)
+        sums += _minus_zero(zero_point, block, OFFSET, GROUP_SIZE, BITS, sums.shape[0]) * x_sum[None, :]
+    value = sums.to(tl.float32)
+    if x_zero is not None and w_sums.shape[1] != sums.shape[1]:
+        value -= tl.max(w_sums, 1)[:, None].to(tl.float32) * tl.load(x_zero)[None, :].to(tl.float32)
     return value * tl.load(scale + group).to(tl.float32)[:, None]
 
 
 @triton.jit
-def _scaled_row(sums, w_sums, terms, split):
+def _scaled_row(sums, w_sums, terms, split, BITS: tl.constexpr):
     """As `_scaled`, for the part of rows that a split has seen: in 32 bits, which hold the sum of all of them."""
-    scale, zero_point, x_zero, x_sums, _, here = terms
+    scale, zero_point, x_zero, x_sums, _ = terms
     if x_zero is not None:
-        sums -= tl.max(w_sums, 1)[:, None] * tl.load(x_zero, here, other=0)[None, :]
+        if w_sums.shape[1] == sums.shape[1]:
+            sums += w_sums * x_zero[None, :]
+        else:
+            sums -= tl.max(w_sums, 1)[:, None] * tl.load(x_zero)[None, :]
     if x_sums is not None:  # of whole tokens: once
-        zero = tl.load(zero_point).to(tl.int32) - 128
-        sums -= zero[:, None] * tl.load(x_sums, here & (split == 0), other=0)[None, :]
+        x_sum = tl.load(x_sums) * (split == 0)
+        sums += _minus_zero(zero_point, 0, 0, BLOCK, BITS, sums.shape[0]) * x_sum[None, :]
     return sums.to(tl.float32) * tl.load(scale).to(tl.float32)[:, None]
+
+
+@triton.jit
+def _minus_zero(
+    zero_point, block, OFFSET: tl.constexpr, GROUP_SIZE: tl.constexpr, BITS: tl.constexpr, BLOCK_N: tl.constexpr
+):
+    """What a weight lacks that was multiplied with its zero point in it: int32 [N, 1]. Bytes lost 128 before."""
+    return (128 if BITS == 8 else 0) - _zero(zero_point, block, OFFSET, GROUP_SIZE, BITS, BLOCK_N)
 
 
 @triton.jit

@@ -49,7 +49,10 @@ def default_config(tokens: int, outputs: int, length: int, bits: int = 4, group_
         block_m, block_n = min(most, max(16, triton.next_power_of_2(tokens))), 128
     tiles = max(1, -(-tokens // block_m) * -(-outputs // block_n))
     splits = max(1, min(length // _BLOCK // 4, 2 * _PROCESSORS // tiles)) if block_m <= 64 else 1
-    return Config(block_n, block_m, splits, num_warps=4 if block_m <= 32 else 8, num_stages=3)
+    config = Config(block_n, block_m, splits, num_warps=4 if block_m <= 32 else 8, num_stages=3)
+    # words of several fields take more room, of which two stages of two blocks are enough
+    several = bits in (3, 5, 6, 7) and _at_once(config, length) > 1
+    return config._replace(num_stages=2) if several else config
 
 
 def config_fault(config: Config, length: int) -> str | None:
@@ -92,8 +95,11 @@ def refuses(
 
 
 def sums_over(zero_point: Tensor | None, *, bits: int, group_size: int, length: int, activation_bits: int) -> int:
-    """The `sums_over` that `quantize_tokens` is to be asked for, when tokens are for a weight; 0 if it needs none."""
-    return 0 if bits < 8 or zero_point is None else _span(bits, group_size, length, activation_bits)
+    """The `sums_over` that `quantize_tokens` is to be asked for, when tokens are for a weight; 0 if it needs none.
+
+    Weights of 8 bits with zero points cannot be multiplied without these sums, those of fewer bits are slower.
+    """
+    return 0 if bits == 8 and zero_point is None else _span(bits, group_size, length, activation_bits)
 
 
 def linear(
@@ -151,6 +157,8 @@ def multiply(
     if y.numel() == 0:
         return y
     bias = None if bias is None else bias.contiguous()
+    span = _span(bits, group_size, length, tokens.bits)
+    with_sums = _zero_points_last(bits, zero_point is not None, span, config) and _has_sums(tokens, span)
     result = y if config.SPLITS == 1 else y.new_empty((config.SPLITS, count, outputs), dtype=torch.float32)
     tiles = -(-count // config.BLOCK_M) * -(-outputs // config.BLOCK_N)
     with torch.cuda.device_of(words):
@@ -159,7 +167,7 @@ def multiply(
             tokens.codes,
             tokens.scale,
             tokens.zero_point,
-            None if bits < 8 or zero_point is None else tokens.sums,
+            tokens.sums if with_sums else None,
             words.contiguous(),
             scale.contiguous(),
             None if zero_point is None else zero_point.contiguous(),
@@ -169,7 +177,8 @@ def multiply(
             LENGTH=length,
             BITS=bits,
             GROUP_SIZE=group_size if group_size > 0 else in_blocks(length),
-            SPAN=_span(bits, group_size, length, tokens.bits),
+            SPAN=span,
+            AT_ONCE=_at_once(config, length),
             SPLITS=config.SPLITS,
             BLOCK_M=config.BLOCK_M,
             BLOCK_N=config.BLOCK_N,
@@ -205,10 +214,24 @@ def _fault(
     for name, part in (("scales", scale), ("zero points", zero_point)):
         if part is not None and list(part.shape) != groups:
             return f"{name} {list(part.shape)}: takes {groups}"
-    span = sums_over(zero_point, bits=bits, group_size=group_size, length=length, activation_bits=tokens.bits)
-    if span and (tokens.sums is None or tokens.sums.shape[0] != -(-length // span)):
+    span = _span(bits, group_size, length, tokens.bits)
+    if bits == 8 and zero_point is not None and not _has_sums(tokens, span):
         return f"tokens without sums over {span} elements"
     return None
+
+
+def _has_sums(tokens: Tokens, span: int) -> bool:
+    return tokens.sums is not None and tokens.sums.shape[0] == -(-tokens.length // span)
+
+
+def _zero_points_last(bits: int, zero_points: bool, span: int, config: Config) -> bool:
+    """Whether zero points of weights are taken off after the products: where that is less work (integer_tiles.py)."""
+    return zero_points if bits == 8 else span > _BLOCK or config.BLOCK_M <= 32
+
+
+def _at_once(config: Config, length: int) -> int:
+    """Blocks in a pass of the loop: two where so little is to do for one that the loop itself counts."""
+    return 2 if config.BLOCK_M <= 16 and length // _BLOCK >= 2 * config.SPLITS else 1
 
 
 def _span(bits: int, group_size: int, length: int, activation_bits: int) -> int:
@@ -220,20 +243,23 @@ def _span(bits: int, group_size: int, length: int, activation_bits: int) -> int:
 
 
 def _product_gate(
-    name: str, bits: int, group_size: int, tokens: int, budget: float, zero_points: bool = True, length: int = 4096
+    name: str, bits: int, group_size: int, tokens: int, zero_points: bool = True, length: int = 4096
 ) -> Gate:
     """The product of tokens in 8 bits with 4096 outputs, cut by default; zero points are on both sides or on none."""
     config = default_config(tokens, 4096, length, bits, group_size)
-    kind = "fp32" if config.SPLITS > 1 else "bf16"
+    kind, span = "fp32" if config.SPLITS > 1 else "bf16", _span(bits, group_size, length, 8)
     arguments = {"y": f"*{kind}", "codes": "*i8", "x_scale": "*bf16", "words": "*i16", "scale": "*bf16"}
     arguments |= {"tokens": "i32", "outputs": "i32"}
     if zero_points:
-        arguments |= {"x_zero": "*i32", "zero_point": "*u8"} | ({"x_sums": "*i32"} if bits == 8 else {})
+        arguments |= {"x_zero": "*i32", "zero_point": "*u8"}
+    if _zero_points_last(bits, zero_points, span, config):
+        arguments["x_sums"] = "*i32"
     constants = {
         "LENGTH": length,
         "BITS": bits,
         "GROUP_SIZE": group_size if group_size > 0 else in_blocks(length),
-        "SPAN": _span(bits, group_size, length, 8),
+        "SPAN": span,
+        "AT_ONCE": _at_once(config, length),
         "SPLITS": config.SPLITS,
         "BLOCK_M": config.BLOCK_M,
         "BLOCK_N": config.BLOCK_N,
@@ -244,16 +270,16 @@ def _product_gate(
         product,
         arguments,
         constants | dict.fromkeys(absent),
-        elements=config.BLOCK_N * _BLOCK,
+        elements=config.BLOCK_N * _BLOCK * _at_once(config, length),
         options={"num_warps": config.num_warps, "num_stages": config.num_stages},
-        expects={"cuda:90": "IMMA" if config.BLOCK_M == 8 else "IGMMA", "cuda:80": "IMMA", "cuda:89": "IMMA"},
-        budget=budget,
+        expects="IMMA" if config.BLOCK_M == 8 else "IGMMA",
+        budget={"cuda:90": _PRODUCTS if tokens >= 128 else _MEMORY * bits},
         divisible=("outputs",),
     )
 
 
 def _tokens_gate(bits: int, symmetric: bool, sums: int = 0) -> Gate:
-    """Tokens of 4096 numbers in bfloat16, all of them in registers. Half as many are counted off."""
+    """Tokens of 4096 numbers in bfloat16, all of them in registers. Half as many are counted off. Budget: 3 bytes."""
     arguments = {"numbers": "*i8", "scale_bits": "*i16", "x": "*bf16", "x_stride": "i32"}
     if bits == 8 and not symmetric:
         arguments["zero_point"] = "*i32"
@@ -273,35 +299,31 @@ def _tokens_gate(bits: int, symmetric: bool, sums: int = 0) -> Gate:
     )
 
 
-# Few tokens are as fast as memory with 1.95 instructions per code of 2 bits, 2.9 of 3, 3.9 of 4 and 7.8 of 8. For many
-# tokens, those of a code stand beside 128 products on tensor cores, which take as long as 4 instructions.
-_HOPPER = (
-    _product_gate("a token", 2, 128, 1, 2.9),
-    _product_gate("a token", 3, 128, 1, 3.5),
-    _product_gate("a token", 4, 128, 1, 3.2),
-    _product_gate("a token", 4, -1, 1, 2.5),
-    _product_gate("a token", 4, 64, 1, 4.2),
-    _product_gate("a token", 4, 32, 1, 5.5),
-    _product_gate("a token", 5, 128, 1, 4.0),
-    _product_gate("a token", 6, 128, 1, 3.8),
-    _product_gate("a token", 7, 128, 1, 4.5),
-    _product_gate("a token", 8, 128, 1, 2.5),
-    _product_gate("a token", 8, -1, 1, 1.4, zero_points=False),
-    _product_gate("16 tokens", 4, 128, 16, 3.0),
-    _product_gate("16 tokens, a short block", 4, 128, 16, 3.0, length=4000),
-    _product_gate("16 tokens, a short block", 8, 128, 16, 2.4, length=4000),
-    _product_gate("64 tokens", 4, 128, 64, 4.8),
-    _product_gate("many tokens", 4, 128, 2048, 6.6),
-    _product_gate("many tokens", 4, 64, 2048, 7.1),
-    _product_gate("many tokens", 4, -1, 2048, 2.8),
-    _product_gate("many tokens", 8, 128, 2048, 5.7),
-    _product_gate("many tokens", 8, -1, 2048, 1.8),
-    _product_gate("many tokens", 8, -1, 2048, 1.7, zero_points=False),
-)
-_OTHERS = ("cuda:80", "cuda:89")
+# Instructions that a Hopper GPU has time for: while it reads a bit of a code, and for a code beside its products with
+# 128 tokens on tensor cores. Older ones have no budget.
+_MEMORY, _PRODUCTS = 3.9 / 4, 4.0
 GATES = (
-    *(gate._replace(targets=("cuda:90",)) for gate in _HOPPER),
-    *(gate._replace(name=f"{gate.name}, before Hopper", budget=None, targets=_OTHERS) for gate in _HOPPER),
+    _product_gate("a token", 2, 128, 1),
+    _product_gate("a token", 3, 128, 1),
+    _product_gate("a token", 4, 128, 1),
+    _product_gate("a token", 4, -1, 1),
+    _product_gate("a token", 4, 64, 1),
+    _product_gate("a token", 4, 32, 1),
+    _product_gate("a token", 5, 128, 1),
+    _product_gate("a token", 6, 128, 1),
+    _product_gate("a token", 7, 128, 1),
+    _product_gate("a token", 8, 128, 1),
+    _product_gate("a token", 8, -1, 1, zero_points=False),
+    _product_gate("16 tokens", 4, 128, 16),
+    _product_gate("16 tokens, a short block", 4, 128, 16, length=4000),
+    _product_gate("16 tokens, a short block", 8, 128, 16, length=4000),
+    _product_gate("64 tokens", 4, 128, 64),
+    _product_gate("many tokens", 4, 128, 2048),
+    _product_gate("many tokens", 4, 64, 2048),
+    _product_gate("many tokens", 4, -1, 2048),
+    _product_gate("many tokens", 8, 128, 2048),
+    _product_gate("many tokens", 8, -1, 2048),
+    _product_gate("many tokens", 8, -1, 2048, zero_points=False),
     _tokens_gate(8, False),
     _tokens_gate(8, False, sums=128),
     _tokens_gate(8, True),

@@ -15,7 +15,9 @@ from typing import NamedTuple
 _LINE = re.compile(r"^\s*/\*([0-9a-f]+)\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)\s*([^;]*);")
 _BRANCH = re.compile(r"0x([0-9a-f]+)\s*$")
 _READS = re.compile(r"^(LDG|LDGSTS|UTMALDG|UBLKCP)\b")
-_WIDE = re.compile(r"^LDG(STS)?\.(.*\.)?128(\.|$)|^(UTMALDG|UBLKCP)\b")
+_TILES = re.compile(r"^(UTMALDG|UBLKCP)\b")
+_WIDTH = re.compile(r"\.[US]?(8|16|64|128)(?=\.|$)")
+_TENSOR_CORE = re.compile(r"^(HMMA|IMMA|HGMMA|IGMMA|QGMMA)\b")
 _SPILLS = re.compile(r"^(LDL|STL)\b")
 _REGISTERS = re.compile(r"\bREG:(\d+)")
 
@@ -85,9 +87,21 @@ def spills(code: Iterable[Instruction]) -> int:
     return sum(bool(_SPILLS.match(each.opcode)) for each in code)
 
 
-def wide_loads(code: Iterable[Instruction]) -> int:
-    """Loads of 128 bits per thread, or of whole tiles, from global memory."""
-    return sum(bool(_WIDE.match(each.opcode)) for each in code)
+def widest_load(code: Iterable[Instruction]) -> int:
+    """Bits that a thread loads from global memory at once, at most: 8 to 128, and 128 for whole tiles; 0 for none."""
+    return max((_width(each.opcode) for each in code if _READS.match(each.opcode)), default=0)
+
+
+def _width(opcode: str) -> int:
+    if _TILES.match(opcode):
+        return 128
+    named = _WIDTH.search(opcode)
+    return int(named[1]) if named else 32
+
+
+def tensor_core(code: Iterable[Instruction]) -> list[str]:
+    """Names of the instructions of tensor cores, sorted."""
+    return sorted({match[1] for each in code if (match := _TENSOR_CORE.match(each.opcode))})
 
 
 def matching(code: Iterable[Instruction], pattern: str) -> int:

@@ -38,6 +38,28 @@ def int8_block(words, complements, BITS: tl.constexpr):
 
     Words begin at the addresses words [N, 1]. complements are four int8 [N, 1]: 128 - zero point, of every 32 codes.
     """
+    lower, upper = _fields(words, BITS)
+    return (
+        _signed(lower[0], upper[0], complements[0], BITS > 4),
+        _signed(lower[1], upper[1], complements[1], BITS > 4),
+        _signed(lower[2], upper[2], complements[2], BITS > 4),
+        _signed(lower[3], upper[3], complements[3], BITS > 4),
+    )
+
+
+@triton.jit
+def codes_block(words, BITS: tl.constexpr):
+    """As `int8_block`, with zero points still in the codes."""
+    lower, upper = _fields(words, BITS)
+    if BITS > 4:
+        return lower[0] | upper[0], lower[1] | upper[1], lower[2] | upper[2], lower[3] | upper[3]
+    else:
+        return lower
+
+
+@triton.jit
+def _fields(words, BITS: tl.constexpr):
+    """The up to four lower bits of codes and those above, in four tiles int8 [N, 32] each."""
     if BITS < 4:
         lower = _narrow_field(words, BITS, 0)
         upper = lower
@@ -46,12 +68,7 @@ def int8_block(words, complements, BITS: tl.constexpr):
         upper = lower
         if BITS > 4:
             upper = _narrow_field(words + 32, BITS - 4, 4)
-    return (
-        _signed(lower[0], upper[0], complements[0], BITS > 4),
-        _signed(lower[1], upper[1], complements[1], BITS > 4),
-        _signed(lower[2], upper[2], complements[2], BITS > 4),
-        _signed(lower[3], upper[3], complements[3], BITS > 4),
-    )
+    return lower, upper
 
 
 @triton.jit
