@@ -437,6 +437,41 @@ def rounding() -> str:
     return table(["", "", *(cell for name in names for cell in (name, "largest"))], lines)
 
 
+# Kernels of gpu_gate.csv that the table shows: what finds them, their row, and what names them there.
+GATES = (
+    (r"^(W\d) bf16 1 tokens$", "products, A16, a token", "{1}"),
+    (r"^(W\d) bf16 (\d+) tokens$", "products, A16, {2} tokens", "{1}"),
+    (r"^(W\d)A8 (g-?\d+)( symmetric)?, (a token|\d+ tokens|many tokens)$", "products, A8, {4}", "{1} {2}{3}"),
+    (r"^tokens (.*)$", "tokens to integers", "{1}"),
+    (r"^(KV\d g\d+)$", "attention", "{1}"),
+    (r"^decode (W\d g\d+) of 4096$", "decoding weights", "{1}"),
+    (r"^decode (KV\d g\d+) of 128$", "decoding rows", "{1}"),
+    (r"^(?:encode|append) (\w+ g\d+) bf16$", "encoding", "{1}"),
+)
+
+
+def gpu_gate() -> str:
+    """Instructions per number on sm_90 and how many are allowed, a row for each kind of kernel."""
+    found: dict[str, list[dict[str, str]]] = {}
+    for row in rows("gpu_gate"):
+        matches = ((re.match(pattern, row["gate"]), *names) for pattern, *names in GATES)
+        match, kind, name = next((each for each in matches if each[0]), (None, "", ""))
+        if match and row["target"] == "cuda:90" and row["per_element"] and row["budget"]:
+            texts = [match[0], *(group or "" for group in match.groups())]
+            found.setdefault(kind.format(*texts), []).append({**row, "name": name.format(*texts)})
+    lines = []
+    for kind, of in found.items():
+        by_budget: dict[str, list[str]] = {}
+        for row in of:
+            cell = f"{row['name']} {row['per_element']}"
+            by_budget.setdefault(row["budget"], []).append(cell if row["within"] == "yes" else f"**{cell}**")
+        cells = [f"{', '.join(names)} of {float(budget):.2f}" for budget, names in by_budget.items()]
+        registers = max(int(row["registers"]) for row in of)
+        cores = " ".join(sorted({row["tensor_core"] for row in of if row["tensor_core"]}))
+        lines.append([kind, "; ".join(cells), str(registers), cores])
+    return table(["", "instructions per number, of those allowed", "registers", "tensor cores"], lines)
+
+
 FILES: dict[Path, dict[str, Callable[[], str]]] = {
     REPO / "README.md": {
         "abilities": abilities,
@@ -455,6 +490,7 @@ FILES: dict[Path, dict[str, Callable[[], str]]] = {
         "packing": packing,
         "same_scores": same_scores,
         "rounding": rounding,
+        "gpu_gate": gpu_gate,
     },
     REPO / "docs" / "evaluation.md": {"kv_scores": kv_scores, "evaluation": evaluation, "scores": scores},
     REPO / "docs" / "methods.md": {
