@@ -1,6 +1,6 @@
 # make quickstart             one model under six schemes; MODEL=... for another than the one that comes along
 # make test                   everything, in a fresh environment, on the newest and oldest transformers
-# make test-gpu               kernels for GPUs in Triton's interpreter
+# make test-gpu               kernels for GPUs, in Triton's interpreter and compiled; a part of `make test`
 # make check | format         fast loop: lint and types, or reformat
 PYTHON ?= python3
 
@@ -41,12 +41,17 @@ test:
 	$(call heading,Tests with the newest supported transformers)
 	$(PYTEST)
 	@$(MAKE) --no-print-directory test-oldest
+ifeq ($(shell uname -sm),Linux x86_64)
+	@$(MAKE) --no-print-directory test-gpu
+endif
 
-# Kernels for GPUs in Triton's interpreter, which has to be chosen before anything is imported. It takes a while.
+# Kernels for GPUs in Triton's interpreter, which has to be chosen before anything is imported, and compiled for targets
+# that are not here. Triton is no extra: torch for CUDA wants the one that it comes with, and is there without it for
+# the CPU. The other tests run before, without Triton, as on most machines.
 test-gpu: $(INSTALLED)
 	$(call heading,Kernels for GPUs in the interpreter)
-	$(BIN)/pip install --quiet --no-deps "triton>=3.6,<3.7"
-	TRITON_INTERPRET=1 $(PYTEST) tests/kernels/gpu
+	$(BIN)/python -c "import triton" 2>/dev/null || $(BIN)/pip install --quiet --no-compile --no-deps "triton>=3.6,<3.7"
+	TRITON_INTERPRET=1 $(PYTEST) tests/kernels/gpu tests/kernels/test_local_kernel.py
 
 # The old transformers shadows the installed one; torch and the rest stay, so nothing big is installed twice.
 test-oldest: $(INSTALLED_OLDEST)

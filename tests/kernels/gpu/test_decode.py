@@ -101,9 +101,9 @@ def test_nothing_to_decode():
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("bits", range(2, 9))
 def test_rows_of_all_types(bits, dtype):
-    for symmetric in (False, True):
-        form, rows = rows_of((2, 2, 5, 64), Spec(bits, 32, symmetric), dtype)
-        assert torch.equal(decoded_rows(form, rows), form.decode_reference(rows))
+    """With zero points or without, in turns."""
+    form, rows = rows_of((2, 2, 5, 64), Spec(bits, 32, bool((bits + DTYPES.index(dtype)) % 2)), dtype)
+    assert torch.equal(decoded_rows(form, rows), form.decode_reference(rows))
 
 
 @pytest.mark.parametrize(

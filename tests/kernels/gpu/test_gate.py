@@ -88,6 +88,12 @@ def check_run(expected, *arguments):
             assert f"{row['per_element']:.2f}" == line["per_element"], f"write the table again: {row['gate']}"
 
 
+counted_alike = pytest.mark.skipif(
+    not metadata.version("triton").startswith("3.6."), reason="another compiler makes other numbers of instructions"
+)
+
+
+@counted_alike
 @pytest.mark.slow
 @pytest.mark.parametrize("target", QUICK)
 def test_some_kernels_are_as_their_gates_want_them(target, tmp_path):
@@ -108,6 +114,7 @@ def test_some_kernels_are_as_their_gates_want_them(target, tmp_path):
         assert int(line["widest_load"]) >= 16 and int(line["registers"])
 
 
+@counted_alike
 @pytest.mark.slow
 @pytest.mark.skipif(os.environ.get("QLLM_TEST_GATES") != "all", reason="minutes; runs with QLLM_TEST_GATES=all")
 def test_all_kernels_are_as_their_gates_want_them():
