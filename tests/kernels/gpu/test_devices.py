@@ -5,14 +5,14 @@ import contextlib
 import pytest
 import torch
 
-import qllm_hf  # noqa: F401  (in a source tree it knows where the kernels are)
-
 pytest.importorskip("triton", reason="needs Triton")
 
+from qllm_hf.packed import encode_reference
+from qllm_hf.scheme import Spec
 from qllm_kernels.gpu import attention, decode, encode, integers, tokens
 
 X = torch.randn(2, 256)
-WEIGHT = encode.encode(X, bits=8, group_size=128, symmetric=False)
+WEIGHT = encode_reference(X, Spec(8))[:3]
 ROWS = torch.empty(1, 2, 1, 130, dtype=torch.int16)  # of 256 codes of 8 bits, and two scales
 FORM = {"bits": 8, "group_size": 128}
 ROW_FORM = FORM | {"symmetric": True}
