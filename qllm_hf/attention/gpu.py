@@ -18,13 +18,28 @@ INTERPRETED = gpu.INTERPRETED
 
 def refuses(request: Request) -> str | None:
     """Why the kernels cannot take a request, or None."""
-    return "is for tensors on a GPU" if not request.query.is_cuda else _refuses(request)
+    return _refuses_tensors(request) or refuses_kind(request)
+
+
+def refuses_kind(request: Request) -> str | None:
+    """Why they cannot take a request like this, or None, whatever else there is to say of these very tensors."""
+    return "is for tensors on a GPU" if request.query.device.type != "cuda" else _refuses(request)
 
 
 def refuses_interpreter(request: Request) -> str | None:
     """Why the kernels cannot take a request on the CPU, in Triton's interpreter, or None."""
+    return _refuses_tensors(request) or refuses_interpreted_kind(request)
+
+
+def refuses_interpreted_kind(request: Request) -> str | None:
+    """As `refuses_kind`, in Triton's interpreter."""
     is_here = request.query.device.type == "cpu"
     return _refuses(request) if is_here else "runs kernels for GPUs on the CPU, to test them"
+
+
+def _refuses_tensors(request: Request) -> str | None:
+    tensors = request.query, request.keys.rows, request.values.rows
+    return None if all(is_ordinary(x) for x in tensors) else "it takes ordinary tensors, outside of graphs"
 
 
 def _refuses(request: Request) -> str | None:
@@ -39,8 +54,6 @@ def _refuses(request: Request) -> str | None:
         return "keys or values are not quantized, not alike, or have paper_exact=True"
     if keys.format.dtype != query.dtype or values.format.dtype != query.dtype:
         return "queries, keys and values are of one type"
-    if not all(is_ordinary(x) for x in (query, keys.rows, values.rows)):
-        return "it takes ordinary tensors, outside of graphs"
     reason: str | None = _kernels().refuses(query, keys.rows, values.rows, mask=request.mask, **_format(request))
     return reason
 

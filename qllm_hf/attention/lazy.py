@@ -4,18 +4,24 @@ A cache layer must hand float tensors to the model's own attention code. `LazyRo
 decoded at the first operation that needs its numbers. A few operations do not: shape and dtype, the repetition of heads
 for grouped queries, a slice of tokens, the transposition of keys. And two take the rows as they are: torch's
 scaled_dot_product_attention, and the product of queries with keys, or of weights with values, of one or a few tokens.
+
+In a graph that is being compiled they are `TracedRows`: the decoded tensor under another name, which remembers the rows
+it was made from. Attention then becomes one operator on rows, and what is left without a user, the compiler drops: all
+of the decoding. Whoever does look into them, by whatever way, finds the right numbers there.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ..ordinary import is_ordinary
+from . import graph
 from . import native as kernel
 from .registry import DEQUANTIZE, preferred, resolve
 from .request import KvRows, Request
@@ -25,9 +31,11 @@ _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 def lazy_pair(keys: KvRows, values: KvRows) -> tuple[Tensor, Tensor]:
     """Keys and values [B, H, T, D]: lazy where attention may take the rows as they are, or else decoded."""
-    if _may_be_lazy(keys) and _may_be_lazy(values) and preferred() != DEQUANTIZE.name:
-        return LazyRows.of(keys), LazyRows.of(values)
-    return keys.decode(), values.decode()
+    if not (_may_be_lazy(keys) and _may_be_lazy(values) and preferred() != DEQUANTIZE.name):
+        return keys.decode(), values.decode()
+    if graph.is_traced():
+        return _traced(keys), _traced(values)
+    return LazyRows.of(keys), LazyRows.of(values)
 
 
 def _may_be_lazy(rows: KvRows) -> bool:
@@ -36,8 +44,11 @@ def _may_be_lazy(rows: KvRows) -> bool:
         spec is not None
         and not spec.paper_exact  # its decoding rounds in 16 bits, which no kernel follows
         and rows.format.dtype in _DTYPES
-        and is_ordinary(rows.rows)  # a graph that is being made sees ordinary operations
+        and (type(rows.rows) is Tensor if graph.is_traced() else is_ordinary(rows.rows))
     )
+
+
+Stage = Literal["heads", "inserted", "expanded", "turned"]
 
 
 class LazyRows(Tensor):
@@ -47,13 +58,15 @@ class LazyRows(Tensor):
     second factor of scores, it is [B, H * repeats, D, T].
     """
 
-    _source: KvRows
-    _repeats: int
-    _stage: str  # "heads", "inserted", "expanded", "turned"
-    _decoded: Tensor | None
+    # of a tensor that lost its own, as after a break of a compiled graph: an ordinary one then
+    _source: KvRows | None = None
+    _repeats: int = 1
+    _stage: Stage = "heads"
+    _decoded: Tensor | None = None
+    _looked_into: bool = False  # what was decoded may have been changed in place since
 
     @staticmethod
-    def of(source: KvRows, repeats: int = 1, stage: str = "heads") -> LazyRows:
+    def of(source: KvRows, repeats: int = 1, stage: Stage = "heads") -> LazyRows:
         """The lazy form of rows."""
         batch, heads, tokens, _ = source.rows.shape
         sizes = {
@@ -62,24 +75,18 @@ class LazyRows(Tensor):
             "expanded": (batch, heads, repeats, tokens, source.format.length),
             "turned": (batch, heads * repeats, source.format.length, tokens),
         }
-        made = Tensor._make_wrapper_subclass(
+        made: LazyRows = Tensor._make_wrapper_subclass(
             LazyRows, sizes[stage], dtype=source.format.dtype, device=source.rows.device
         )
-        made._source, made._repeats, made._stage, made._decoded = source, repeats, stage, None
-        lazy: LazyRows = made
-        return lazy
+        made._source, made._repeats, made._stage = source, repeats, stage
+        return made
 
     def decode(self) -> Tensor:
         """The float tensor that this is, decoded once."""
+        self._looked_into = True
         if self._decoded is None:
-            decoded = self._source.decode()
-            if self._stage in ("inserted", "expanded"):
-                decoded = decoded[:, :, None].expand(-1, -1, self._repeats, -1, -1)
-            elif self._repeats > 1:
-                decoded = decoded.repeat_interleave(self._repeats, 1)
-            if self._stage == "turned":
-                decoded = decoded.transpose(2, 3)
-            self._decoded = decoded
+            assert self._source is not None
+            self._decoded = _staged(self._source.decode(), self._repeats, self._stage)
         return self._decoded
 
     @classmethod
@@ -112,6 +119,51 @@ class LazyRows(Tensor):
         return func(*_decoded(tuple(args)), **_decoded(kwargs or {}))
 
 
+class TracedRows(LazyRows):
+    """Lazy rows in a graph that is being compiled: an ordinary tensor, which has been decoded and knows of what."""
+
+    # an ordinary one to all that comes after the trace
+    __torch_dispatch__ = Tensor.__torch_dispatch__  # type: ignore[assignment]
+
+    @staticmethod
+    def of(source: KvRows, repeats: int = 1, stage: Stage = "heads") -> LazyRows:
+        """The traced form of rows."""
+        decoded = _staged(source.decode(), repeats, stage)
+        made: Any = decoded.as_subclass(TracedRows)
+        made._source, made._repeats, made._stage, made._decoded = source, repeats, stage, decoded
+        made._looked_into = False
+        rows: LazyRows = made
+        return rows
+
+
+@dataclass(frozen=True)
+class _DecodedRows(KvRows):
+    """Rows and what they mean [B, H, T, D], which is traced once and not for each stage."""
+
+    decoded: Tensor
+
+    def decode(self) -> Tensor:
+        """The vectors [B, H, T, D]."""
+        return self.decoded
+
+    def part(self, start: int, stop: int) -> KvRows:
+        """The tokens start .. stop - 1."""
+        return _DecodedRows(self.rows[:, :, start:stop], self.format, self.decoded[:, :, start:stop])
+
+
+def _traced(rows: KvRows) -> LazyRows:
+    return TracedRows.of(_DecodedRows(rows.rows, rows.format, rows.decode()))
+
+
+def _staged(decoded: Tensor, repeats: int, stage: Stage) -> Tensor:
+    """What a decoded [B, H, T, D] is at a stage."""
+    if stage in ("inserted", "expanded"):
+        return decoded[:, :, None].expand(-1, -1, repeats, -1, -1)
+    if repeats > 1:
+        decoded = decoded.repeat_interleave(repeats, 1)
+    return decoded.transpose(2, 3) if stage == "turned" else decoded
+
+
 def _decoded(value: Any) -> Any:
     if isinstance(value, LazyRows):
         return value.decode()
@@ -123,9 +175,8 @@ def _decoded(value: Any) -> Any:
     return value
 
 
-def _untouched(x: Any, stage: str) -> bool:
-    # what was decoded may have been changed in place since
-    return isinstance(x, LazyRows) and x._stage == stage and x._decoded is None
+def _untouched(x: Any, stage: Stage) -> bool:
+    return isinstance(x, LazyRows) and x._source is not None and x._stage == stage and not x._looked_into
 
 
 def _get(x: Tensor, index: Any) -> Any:
@@ -134,7 +185,7 @@ def _get(x: Tensor, index: Any) -> Any:
         return NotImplemented
     lazy: Any = x
     if index[2:] in ((None,), (None, slice(None), slice(None))) and lazy._repeats == 1:
-        return LazyRows.of(lazy._source, 1, "inserted")
+        return type(lazy).of(lazy._source, 1, "inserted")
     if (
         len(index) in (3, 4)
         and isinstance(index[2], slice)
@@ -142,7 +193,7 @@ def _get(x: Tensor, index: Any) -> Any:
         and index[3:] in ((), (slice(None),))
     ):
         start, stop, _ = index[2].indices(lazy._source.tokens)
-        return LazyRows.of(lazy._source.part(start, max(start, stop)), lazy._repeats)
+        return type(lazy).of(lazy._source.part(start, max(start, stop)), lazy._repeats)
     return NotImplemented
 
 
@@ -157,7 +208,7 @@ def _expand(x: Tensor, *sizes: Any) -> Any:
     ):
         return NotImplemented
     lazy: Any = x
-    return LazyRows.of(lazy._source, max(wanted[2], 1), "expanded")
+    return type(lazy).of(lazy._source, max(wanted[2], 1), "expanded")
 
 
 def _reshape(x: Tensor, *sizes: Any) -> Any:
@@ -169,7 +220,7 @@ def _reshape(x: Tensor, *sizes: Any) -> Any:
     batch, heads, count, tokens, length = x.shape
     if wanted != (batch, heads * count, tokens, length):
         return NotImplemented
-    return LazyRows.of(lazy._source, count)
+    return type(lazy).of(lazy._source, count)
 
 
 def _to(x: Tensor, *arguments: Any, **options: Any) -> Any:
@@ -182,13 +233,13 @@ def _transpose(x: Tensor, first: int, second: int) -> Any:
     if not _untouched(x, "heads") or {first % 4, second % 4} != {2, 3}:
         return NotImplemented
     lazy: Any = x
-    return LazyRows.of(lazy._source, lazy._repeats, "turned")
+    return type(lazy).of(lazy._source, lazy._repeats, "turned")
 
 
 def _product(x: Any, rows: Any) -> Any:
     """Queries [B, Hq, Tq, D] times turned keys, weights [B, Hq, Tq, T] times values."""
     turned = _untouched(rows, "turned")
-    if not (turned or _untouched(rows, "heads")) or preferred() not in (None, "kernel"):
+    if not (turned or _untouched(rows, "heads")) or graph.is_traced() or preferred() not in (None, "kernel"):
         return NotImplemented
     if type(x) is not Tensor or x.dim() != 4 or not x.numel():
         return NotImplemented
@@ -229,6 +280,8 @@ def _attention(
         return NotImplemented
     scale = query.shape[-1] ** -0.5 if scale is None else float(scale)
     request = Request(query, keys, values, attn_mask, is_causal, scale)
+    if graph.is_traced():
+        return graph.attention(request) if graph.takes(request) else NotImplemented
     chosen = resolve(request).chosen
     # decoded, what was asked for itself runs: with its own numbers
     return NotImplemented if chosen is DEQUANTIZE else chosen.run(request)

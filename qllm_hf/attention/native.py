@@ -25,20 +25,41 @@ MOST_QUERIES = 512
 
 def refuses(request: Request) -> str | None:
     """Why this implementation cannot take a request, or None."""
-    mask = request.mask
-    if mask is not None and (mask.dtype not in native.TYPES and mask.dtype != torch.bool):
-        return "a mask is of flags or of float32, bfloat16 or float16"
-    if mask is not None and not is_plain(mask):
-        return "it takes ordinary tensors on a CPU, outside of graphs"
-    return refuses_half(request.query, request.keys) or refuses_half(request.query, request.values)
+    if request.mask is not None and not is_plain(request.mask):
+        return _ORDINARY
+    return (
+        _refuses_mask(request)
+        or refuses_half(request.query, request.keys)
+        or refuses_half(request.query, request.values)
+    )
+
+
+def refuses_kind(request: Request) -> str | None:
+    """Why it cannot take a request like this, or None, whatever else there is to say of these very tensors."""
+    if request.query.device.type != "cpu":
+        return _ORDINARY
+    query, keys, values = request.query, request.keys, request.values
+    return _refuses_mask(request) or _refuses_rows(query, keys) or _refuses_rows(query, values)
 
 
 def refuses_half(x: Tensor, rows: KvRows) -> str | None:
     """Why x [B, Hq, Tq, n] cannot be multiplied with these rows, or None."""
+    return _refuses_rows(x, rows) if is_plain(x) and is_plain(rows.rows) else _ORDINARY
+
+
+_ORDINARY = "it takes ordinary tensors on a CPU, outside of graphs"
+
+
+def _refuses_mask(request: Request) -> str | None:
+    mask = request.mask
+    if mask is not None and (mask.dtype not in native.TYPES and mask.dtype != torch.bool):
+        return "a mask is of flags or of float32, bfloat16 or float16"
+    return None
+
+
+def _refuses_rows(x: Tensor, rows: KvRows) -> str | None:
     if not native.is_there():
         return "the library of CPU kernels is not there"
-    if not is_plain(x) or not is_plain(rows.rows):
-        return "it takes ordinary tensors on a CPU, outside of graphs"
     if x.dtype not in native.TYPES or rows.format.dtype != x.dtype:
         return "queries, keys and values are of one type: float32, bfloat16 or float16"
     if rows.tokens == x.shape[2]:
