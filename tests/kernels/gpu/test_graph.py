@@ -7,8 +7,8 @@ from tiny_models import float_model
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from qllm_hf import attention, quantize_
-from qllm_hf.attention import graph
 from qllm_hf.attention import gpu as kernels
+from qllm_hf.attention import graph
 from qllm_hf.kv_rows import RowFormat
 from qllm_hf.scheme import Spec
 
