@@ -276,6 +276,23 @@ def test_what_is_no_number_is_not_hidden(part, dtype):
     assert torch.equal(out[0, 0], before[0, 0])
 
 
+@pytest.mark.parametrize("kind", ["flags", "numbers"])
+def test_nothing_is_read_of_tiles_that_the_mask_hides(kind):
+    """As of a static cache beyond what was written, and of padding: rows there are no numbers, and nobody sees them."""
+    seen = torch.zeros(1, 1, 1, 8 * TILE, dtype=torch.bool)
+    seen[..., 2 * TILE + 1 : 3 * TILE], seen[..., 6 * TILE] = True, True
+    mask = seen if kind == "flags" else torch.where(seen, 0.0, -torch.inf).bfloat16()
+    request = request_of(8 * TILE, group=2, mask=mask)
+    expected = ours(request)
+    for rows in (request.keys.rows, request.values.rows):
+        tiles = rows.unflatten(2, (8, TILE))
+        tiles[:, :, [0, 1, 3, 4, 5, 7], :, 16] = -1  # the scale
+    assert torch.equal(ours(request), expected)
+    assert expected.isfinite().all()
+    request.values.rows[:, :, 2 * TILE, 16] = -1  # hidden, in a tile that is read
+    assert ours(request).isnan().all()
+
+
 def test_a_negative_scale():
     request = request_of(70)
     check(replace(request, scale=-0.2))

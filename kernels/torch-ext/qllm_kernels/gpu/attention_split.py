@@ -1,6 +1,7 @@
 """Attention of a few queries over one stretch of packed keys and values: maxima, sums and weighted values.
 
-A program has the queries of one key head as columns and goes through its tokens a tile at a time:
+A program has the queries of one key head as columns and goes through its tokens a tile at a time, past those that one
+mask hides from all of them:
 
     scores  [T, M]     = sum of s_k (numbers of keys [T, lanes] x queries [lanes, M] - (bias + z_k) sum of queries)
     weights [T, M]     = 2^(scores - maximum); for each group of values once more, times s_v and rounded
@@ -170,32 +171,35 @@ def attend_stretch(
         token = begin + tl.arange(0, BLOCK_T)
         live = (token >= at) & (token < stop)
         here = live if SHORT else tl.full([BLOCK_T], True, tl.int1)
-        key_row, value_row = key_rows + begin * KEY_STRIDE, value_rows + begin * VALUE_STRIDE
-        key_words = load_words(key_row, here, key_starts, KEYS, False)
-        key_scales, key_zeros = load_groups(key_row, here, live, KEYS, DTYPE)
-        value_words = load_words(value_row, here, value_starts, VALUES, True)
-        value_scales, value_zeros = load_groups(value_row, here, live, VALUES, DTYPE)
         hidden = tl.where(live, 0.0, float("-inf"))
+        shown = True  # nothing is read of a tile that is hidden from all: of a static cache, most of it
         if mask is not None and SHARED:
             hidden += load_mask(mask + token * mask_token, live)
-        start_at = tl.zeros([BLOCK_T], tl.float32) if SOFTCAP else hidden
-        scores = score(key_words, key_scales, key_zeros, factor, start_at, queries, sums, biases, KEYS, DTYPE)
-        if SOFTCAP:
-            scores = (softcap * LOG2E) * (1 - 2 / (1 + tl.exp2(scores * (2 * LOG2E / softcap)))) + hidden[:, None]
-        if CAUSAL:
-            scores = tl.where(token[:, None] <= position[None, :], scores, float("-inf"))
-        if WINDOW:
-            scores = tl.where(token[:, None] > position[None, :] - window, scores, float("-inf"))
-        if mask is not None and not SHARED:
-            scores += load_mask(mask[None, :] + token[:, None] * mask_token, live[:, None] & seen[None, :])
+            shown = tl.max(hidden, 0) > float("-inf")
+        if shown:
+            key_row, value_row = key_rows + begin * KEY_STRIDE, value_rows + begin * VALUE_STRIDE
+            key_words = load_words(key_row, here, key_starts, KEYS, False)
+            key_scales, key_zeros = load_groups(key_row, here, live, KEYS, DTYPE)
+            value_words = load_words(value_row, here, value_starts, VALUES, True)
+            value_scales, value_zeros = load_groups(value_row, here, live, VALUES, DTYPE)
+            start_at = tl.zeros([BLOCK_T], tl.float32) if SOFTCAP else hidden
+            scores = score(key_words, key_scales, key_zeros, factor, start_at, queries, sums, biases, KEYS, DTYPE)
+            if SOFTCAP:
+                scores = (softcap * LOG2E) * (1 - 2 / (1 + tl.exp2(scores * (2 * LOG2E / softcap)))) + hidden[:, None]
+            if CAUSAL:
+                scores = tl.where(token[:, None] <= position[None, :], scores, float("-inf"))
+            if WINDOW:
+                scores = tl.where(token[:, None] > position[None, :] - window, scores, float("-inf"))
+            if mask is not None and not SHARED:
+                scores += load_mask(mask[None, :] + token[:, None] * mask_token, live[:, None] & seen[None, :])
 
-        highest = tl.maximum(maximum, tl.max(scores, 0))
-        shift = tl.where(highest > float("-inf"), highest, 0.0)
-        weights = tl.exp2(scores - shift[None, :])
-        kept = tl.exp2(maximum - shift)
-        sum = sum * kept[None, None, :] + few_rows(weights, WARPS)
-        maximum = highest
-        past = weigh(value_words, value_scales, value_zeros, weights, kept, past, VALUES, DTYPE, WARPS)
+            highest = tl.maximum(maximum, tl.max(scores, 0))
+            shift = tl.where(highest > float("-inf"), highest, 0.0)
+            weights = tl.exp2(scores - shift[None, :])
+            kept = tl.exp2(maximum - shift)
+            sum = sum * kept[None, None, :] + few_rows(weights, WARPS)
+            maximum = highest
+            past = weigh(value_words, value_scales, value_zeros, weights, kept, past, VALUES, DTYPE, WARPS)
 
     tl.store(partial_maxima + place, maximum, seen)
     tl.store(partial_sums + place, tl.sum(tl.sum(sum, 0), 0), seen)
