@@ -27,6 +27,7 @@ from . import compat
 from .config import FORMAT, QUANT_METHOD, QllmConfig
 from .errors import CheckpointError, ModelError, QllmWarning
 from .families import REPLACED_REMOTE_CODE, family
+from .generation import attach_static_cache, detach_static_cache
 from .hooks import attach_kv, detach_kv
 from .method import RTN
 from .methods.apply import pack_by_method_
@@ -220,6 +221,7 @@ class QllmHfQuantizer(HfQuantizer):
         if any(entry.tied for entry in self.plan.quantized()):
             say_untied_(model)
         detach_kv(model)
+        detach_static_cache(model)
         return model
 
 
@@ -231,6 +233,7 @@ def finish_model_(model: PreTrainedModel, config: QllmConfig) -> None:
         if isinstance(module, PackedModule):
             module.range_group = _row_group(module)
     attach_kv(model, config.scheme)
+    attach_static_cache(model, config.scheme)
 
 
 def pack_tied_heads_(model: PreTrainedModel, plan: Plan) -> Plan:

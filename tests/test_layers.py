@@ -50,6 +50,7 @@ LAYERS = {
     "plan": 6,
     "cache": 7,
     "surgery": 7,
+    "generation": 8,
     "hooks": 8,
     "methods": 9,
     "quantizer": 10,

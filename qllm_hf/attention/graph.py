@@ -18,13 +18,14 @@ from .request import KvRows, Request
 # Queries of one key head. With more, as in a prompt, to decode once costs less than it does to compute.
 MOST_QUERIES = 128
 
-# What a graph is made of when it holds subclasses of Tensor is no stable part of torch: older ones were not tried.
-_IS_TRACEABLE = Version(torch.__version__).release >= (2, 13)
+IS_TRACEABLE = Version(torch.__version__).release >= (2, 13)
+"""Whether graphs of this torch may hold lazy rows. How subclasses of Tensor are traced is no stable part of torch, and
+older releases were not tried: their graphs decode."""
 
 
 def is_traced() -> bool:
     """Whether this is being traced into a graph that may hold lazy rows."""
-    return _IS_TRACEABLE and torch.compiler.is_dynamo_compiling()
+    return IS_TRACEABLE and torch.compiler.is_dynamo_compiling()
 
 
 def takes(request: Request) -> bool:

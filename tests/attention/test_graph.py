@@ -18,7 +18,7 @@ from qllm_hf.scheme import Spec
 pytestmark = [
     pytest.mark.oldest,
     pytest.mark.skipif(not library.is_there(), reason="the library of CPU kernels is not there"),
-    pytest.mark.skipif(not graph._IS_TRACEABLE, reason="graphs of this torch decode"),
+    pytest.mark.skipif(not graph.IS_TRACEABLE, reason="graphs of this torch decode"),
 ]
 _one_thread = pytest.fixture(autouse=True, scope="module")(on_one_thread)
 BATCH, HEADS, TOKENS, DIM = 2, 2, 9, 64
