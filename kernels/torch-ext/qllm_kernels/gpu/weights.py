@@ -23,7 +23,7 @@ TYPES = (torch.bfloat16, torch.float16)
 SCALE_TYPES = (torch.bfloat16, torch.float16, torch.float32)
 _PROCESSORS = 132  # of the GPU that `default_config` is made for
 _BLOCK = 128
-_SUM_SIZE = 1024  # numbers that a program of `add_splits` adds up
+SUM_SIZE = 1024  # numbers that a program of `add_splits` adds up
 
 Packed = tuple[Tensor, Tensor, "Tensor | None", "Tensor | None"]  # words, scale, zero points and bias of a weight
 
@@ -109,11 +109,7 @@ def linear(
     config = config or default_config(M, N, length, bits, group_size)
     if splits is not None:
         config = config._replace(SPLITS=splits)
-    fault = (
-        refuses(x.dtype, scale.dtype, bits=bits, group_size=group_size)
-        or _misfit(x, words, scale, zero_point, bias, bits, group_size, length)
-        or config_fault(config)
-    )
+    fault = misfit(x, words, scale, zero_point, bias, bits, group_size, length) or config_fault(config)
     if fault is not None:
         raise ValueError(fault)
     y = x.new_empty((M, N))
@@ -123,37 +119,25 @@ def linear(
         x = x.contiguous()
     bias = None if bias is None else bias.contiguous()
     scale, zero_point = scale.contiguous(), None if zero_point is None else zero_point.contiguous()
-    way = _way(config, bits)
-    read, at_once = _reading(way, config, scale, zero_point, group_size, length)
     result = y if config.SPLITS == 1 else y.new_empty((config.SPLITS, M, N), dtype=torch.float32)
     tiles = -(-M // config.BLOCK_M) * -(-N // config.BLOCK_N)
-    product[(tiles, config.SPLITS)](
-        result,
-        x,
-        words.contiguous(),
-        scale,
-        zero_point,
-        bias,
-        M,
-        N,
-        x.stride(0),
-        LENGTH=length,
-        BITS=bits,
-        GROUP_SIZE=group_size if group_size > 0 else -(-max(length, 1) // _BLOCK) * _BLOCK,
-        WAY=way,
-        READ=read,
-        AT_ONCE=at_once,
-        BLOCK_N=config.BLOCK_N,
-        BLOCK_M=config.BLOCK_M,
-        SPLITS=config.SPLITS,
-        WARPS=config.num_warps,
-        STAGES=config.num_stages,
-        num_warps=config.num_warps,
-        num_stages=config.num_stages,
-    )
-    if config.SPLITS > 1:
-        grid = (-(-M * N // _SUM_SIZE),)
-        add_splits[grid](y, result, bias, M * N, N, SPLITS=config.SPLITS, SIZE=_SUM_SIZE)
+    with torch.cuda.device_of(x):  # Triton launches on the current device
+        product[(tiles, config.SPLITS)](
+            result,
+            x,
+            words.contiguous(),
+            scale,
+            zero_point,
+            bias,
+            M,
+            N,
+            x.stride(0),
+            **constexprs(config, scale, zero_point, bits=bits, group_size=group_size, length=length),
+            **options(config),
+        )
+        if config.SPLITS > 1:
+            grid = (-(-M * N // SUM_SIZE),)
+            add_splits[grid](y, result, bias, M * N, N, SPLITS=config.SPLITS, SIZE=SUM_SIZE)
     return y
 
 
@@ -163,6 +147,32 @@ def linear_many(x: Tensor, weights: Sequence[Packed], *, bits: int, group_size: 
         linear(x, words, scale, zero_point, bits=bits, group_size=group_size, length=length, bias=bias)
         for words, scale, zero_point, bias in weights
     ]
+
+
+def constexprs(
+    config: Config, scale: Tensor, zero_point: Tensor | None, *, bits: int, group_size: int, length: int
+) -> dict[str, int]:
+    """Those of `weights_tiles.tile` for a weight of those scales [.., G] and zero points, where they lie."""
+    way = _way(config, bits)
+    read, at_once = _reading(way, config, scale, zero_point, group_size, length)
+    return {
+        "LENGTH": length,
+        "BITS": bits,
+        "GROUP_SIZE": group_size if group_size > 0 else -(-max(length, 1) // _BLOCK) * _BLOCK,
+        "WAY": way,
+        "READ": read,
+        "AT_ONCE": at_once,
+        "BLOCK_N": config.BLOCK_N,
+        "BLOCK_M": config.BLOCK_M,
+        "SPLITS": config.SPLITS,
+        "WARPS": config.num_warps,
+        "STAGES": config.num_stages,
+    }
+
+
+def options(config: Config) -> dict[str, int]:
+    """Those of the compiler."""
+    return {"num_warps": config.num_warps, "num_stages": config.num_stages}
 
 
 def _way(config: Config, bits: int) -> int:
@@ -190,7 +200,7 @@ def _reading(
     return int(ALONE.value), few
 
 
-def _misfit(
+def misfit(
     x: Tensor,
     words: Tensor,
     scale: Tensor,
@@ -200,7 +210,10 @@ def _misfit(
     group_size: int,
     length: int,
 ) -> str | None:
-    """Why the shapes and dtypes of tensors do not belong together, or None."""
+    """Why `linear` does not take these tensors: `refuses`, or shapes that do not belong together. None if it does."""
+    reason = refuses(x.dtype, scale.dtype, bits=bits, group_size=group_size)
+    if reason is not None:
+        return reason
     if x.dim() != 2 or x.shape[1] != length:
         return f"x {list(x.shape)}: takes [M, {length}]"
     if words.dtype != torch.int16 or words.dim() != 2 or words.shape[1] != row_words(length, bits):
@@ -225,8 +238,8 @@ def _gate(bits: int, dtype: str, tokens: int, budget: float) -> Gate:
     length, group_size = 16384, 64 if bits < 4 else 128
     config = default_config(tokens, 4096, 4096, bits, group_size)
     groups = torch.empty((1, length // group_size), dtype=torch.uint8)
-    way = _way(config, bits)
-    read, at_once = _reading(way, config, groups, groups, group_size, length)
+    constants = constexprs(config, groups, groups, bits=bits, group_size=group_size, length=length)
+    folded = constants["WAY"] == FOLDED.value
     y = "fp32" if config.SPLITS > 1 else dtype
     signature = {"y": y, "x": dtype, "words": "i16", "scale": dtype, "zero_point": "u8", "bias": dtype}
     return Gate(
@@ -236,25 +249,13 @@ def _gate(bits: int, dtype: str, tokens: int, budget: float) -> Gate:
             **{name: f"*{kind}" for name, kind in signature.items()},
             **dict.fromkeys(("tokens", "outputs", "x_stride"), "i32"),
         },
-        {
-            "LENGTH": length,
-            "BITS": bits,
-            "GROUP_SIZE": group_size,
-            "WAY": way,
-            "READ": read,
-            "AT_ONCE": at_once,
-            "BLOCK_N": config.BLOCK_N,
-            "BLOCK_M": config.BLOCK_M,
-            "SPLITS": config.SPLITS,
-            "WARPS": config.num_warps,
-            "STAGES": config.num_stages,
-        },
-        elements=config.BLOCK_N * _BLOCK * at_once,
-        options={"num_warps": config.num_warps, "num_stages": config.num_stages},
-        expects="HMMA" if way == FOLDED.value else "HGMMA",
+        constants,
+        elements=config.BLOCK_N * _BLOCK * constants["AT_ONCE"],
+        options=options(config),
+        expects="HMMA" if folded else "HGMMA",
         budget=budget,
         divisible=("outputs", "x_stride"),
-        targets=TARGETS if way == FOLDED.value else ("cuda:90",),
+        targets=TARGETS if folded else ("cuda:90",),
     )
 
 

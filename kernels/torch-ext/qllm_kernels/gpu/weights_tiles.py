@@ -58,23 +58,57 @@ def product(
     GROUP_SIZE: 32, 64 or a multiple of 128. Program (tile, split) takes its share of the blocks of the tile's rows.
     READ: see weights_groups.py.
     """
+    split = tl.program_id(1)
+    tiles_m = tl.cdiv(tokens, BLOCK_M)  # programs side by side share their weights
+    token = (tl.program_id(0) % tiles_m * BLOCK_M + tl.arange(0, BLOCK_M)).to(tl.int64)
+    row = tl.program_id(0) // tiles_m * BLOCK_N + tl.arange(0, BLOCK_N)
+    row_read = tl.minimum(row, outputs - 1).to(tl.int64)  # beyond the last row that one is read, and not stored
+    total = tile(
+        *(x + token[None, :] * x_stride, words, scale, zero_point, row_read, (token < tokens)[None, :], split, tokens),
+        *(LENGTH, BITS, GROUP_SIZE, WAY, READ, AT_ONCE, BLOCK_N, BLOCK_M, SPLITS, WARPS, STAGES),
+    )
+    if SPLITS == 1:
+        if bias is not None:
+            total += tl.load(bias + row_read).to(tl.float32)[:, None]
+    store_tile(y, total, token, row, token < tokens, split, tokens, outputs, SPLITS)
+
+
+@triton.jit
+def tile(
+    x,
+    words,
+    scale,
+    zero_point,
+    row,
+    there,
+    split,
+    tokens,
+    LENGTH: tl.constexpr,
+    BITS: tl.constexpr,
+    GROUP_SIZE: tl.constexpr,
+    WAY: tl.constexpr,
+    READ: tl.constexpr,
+    AT_ONCE: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    SPLITS: tl.constexpr,
+    WARPS: tl.constexpr,
+    STAGES: tl.constexpr,
+):
+    """Products float32 [N, M] of a split of the rows int64 [N] of a weight and of the tokens at x [1, M].
+
+    there [1, M]: which tokens there are; the others are not read. `tokens` is positive: how many there are in all.
+    """
     GROUPS: tl.constexpr = (LENGTH + GROUP_SIZE - 1) // GROUP_SIZE
     BLOCKS: tl.constexpr = LENGTH // BLOCK
     REST: tl.constexpr = LENGTH - BLOCKS * BLOCK
     STEPS: tl.constexpr = (BLOCKS + AT_ONCE * SPLITS - 1) // (AT_ONCE * SPLITS)
-    split = tl.program_id(1)
-    tiles_m = tl.cdiv(tokens, BLOCK_M)  # programs side by side share their weights
-    token = tl.program_id(0) % tiles_m * BLOCK_M + tl.arange(0, BLOCK_M)
-    row = tl.program_id(0) // tiles_m * BLOCK_N + tl.arange(0, BLOCK_N)
-    row_read = tl.minimum(row, outputs - 1).to(tl.int64)  # beyond the last row that one is read, and not stored
     # Loaded tiles are laid out as tensor cores want them, computed ones are not, nor is what is made of both. So the
     # compiler is told that these numbers may come from memory.
     shifts = eighths(BITS)
     shifts = tl.load(words.to(tl.pointer_type(tl.int32)) + 0 * shifts, tokens < 0, other=shifts)
-    x += token.to(tl.int64)[None, :] * x_stride
-    words += row_read[:, None] * row_words(LENGTH, BITS)
-    start = row_read * GROUPS
-    there = (token < tokens)[None, :]
+    words += row[:, None] * row_words(LENGTH, BITS)
+    start = row * GROUPS
     scales, zeros = scale, zero_point
     if READ == ONCE:
         scales = tl.load(scale + start)[:, None]
@@ -99,12 +133,15 @@ def product(
         last = split == SPLITS - 1
         if last:
             total = _add_rest(total, x, words, scale, zero_point, start, there, LENGTH, BITS, GROUP_SIZE)
+    return total
 
-    places = token.to(tl.int64)[None, :] * outputs + row[:, None]
-    stored = there & (row < outputs)[:, None]
+
+@triton.jit
+def store_tile(y, total, token, row, there, split, tokens, outputs, SPLITS: tl.constexpr):
+    """total [N, M] to rows `row` [N] of the tokens int64 [M] that are `there`: to y, or to the split's part of it."""
+    places = token[None, :] * outputs + row[:, None]
+    stored = there[None, :] & (row < outputs)[:, None]
     if SPLITS == 1:
-        if bias is not None:
-            total += tl.load(bias + row_read).to(tl.float32)[:, None]
         tl.store(y + places, rounded(total, y.dtype.element_ty), stored)
     else:
         tl.store(y + split.to(tl.int64) * tokens * outputs + places, total, stored)
