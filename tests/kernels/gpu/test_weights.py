@@ -8,6 +8,8 @@ import torch
 triton = pytest.importorskip("triton")
 tl = pytest.importorskip("triton.language")
 
+from weights_reference import exact  # noqa: E402
+
 from qllm_hf.ops import reference  # noqa: E402
 from qllm_hf.packed import PackedTensor  # noqa: E402
 from qllm_hf.scheme import ALLOWED_BITS, PER_ROW, Spec  # noqa: E402
@@ -15,7 +17,6 @@ from qllm_kernels.gpu import weights, weights_tiles  # noqa: E402
 
 DTYPES = (torch.float16, torch.bfloat16)
 GROUP_SIZES = (32, 64, 128, 256, PER_ROW)
-U32 = 2.0**-24
 # outputs and length: whole blocks, a short last block, less than a block, odd ones, a short last group
 SHAPES = ((33, 256), (17, 300), (5, 64), (16, 128), (9, 129), (1, 384), (3, 31), (20, 447))
 # tokens and tiles: each way to lose the zero point, odd splits, tiles that stick out
@@ -46,23 +47,6 @@ def multiply(x, packed, bias=None, **chosen):
     return weights.linear(
         x, words, scale, zero_point, bits=spec.bits, group_size=spec.group_size, length=length, bias=bias, **chosen
     )
-
-
-def exact(x, packed, bias):
-    """The product in float64, and how far the kernel may be from it.
-
-    Any order of n additions in float32 errs by at most n 2^-24 times the sum of magnitudes. What is added are products
-    with codes, zero points and, within a block, with what stands for both; and the result is rounded once.
-    """
-    group = torch.arange(packed.length) // (packed.spec.group_size if packed.spec.group_size > 0 else packed.length)
-    codes, scale = packed.codes().double(), packed.scale.double()[:, group]
-    zero = 2 ** (packed.spec.bits - 1) if packed.zero_point is None else packed.zero_point.double()[:, group]
-    offset = 1024 if packed.spec.bits == 8 else 128
-    added, size = (0, 0) if bias is None else (bias.double(), bias.double().abs())
-    y, largest = x.double() @ ((codes - zero) * scale).T + added, x.double().abs()
-    apart = (packed.length + 20) * (largest @ ((codes + zero) * scale).T + size) + 150 * offset * (largest @ scale.T)
-    limits = torch.finfo(x.dtype)
-    return y, 1.01 * (limits.eps / 2 * y.abs() + U32 * apart) + limits.tiny * limits.eps
 
 
 def wrong(x, packed, bias=None, **chosen):
