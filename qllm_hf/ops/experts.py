@@ -1,27 +1,35 @@
 """Products of tokens with the experts that were chosen for them.
 
-Which experts are hit is only known at run time, which no compiled graph can follow. So the loop over
-experts is one opaque operator while a graph is compiled, and plain torch (with gradients) otherwise.
+Which experts are hit is only known at run time, and on the device. On GPUs one kernel finds out itself. Elsewhere, and
+for gradients, there is a loop over experts, which no compiled graph can follow: while one is compiled, all of it is one
+opaque operator.
 """
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
+from ..choices import Choices
+from ..ordinary import is_ordinary
 from ..packed import PackedTensor
 from ..scheme import PER_ROW, Spec
-from .registry import linear
+from . import gpu, registry
+from .registry import Request, linear
 
 
 def expert_product(x: Tensor, experts: Tensor, weight: PackedTensor, activation: Spec | None) -> Tensor:
     """y [N, O]: row n of x [N, I] times the packed matrix of expert `experts[n]`, of weight [E, O, I].
 
-    Only experts that are hit are dequantized, one at a time. Rows of an expert outside 0 .. E-1 (a token that
-    belongs to another process) become 0.
+    Only experts that are hit are read. Rows of an expert outside 0 .. E-1 (a token that belongs to another process)
+    become 0.
     """
     if not torch.compiler.is_compiling():
-        return _loop(x, experts, weight, activation)
+        return _product(x, experts, weight, activation)
     spec = weight.spec
     product: Tensor = _opaque(
         x, experts, weight.words, weight.scale, weight.zero_point, weight.length,
@@ -31,6 +39,14 @@ def expert_product(x: Tensor, experts: Tensor, weight: PackedTensor, activation:
     return product
 
 
+def _product(x: Tensor, experts: Tensor, weight: PackedTensor, activation: Spec | None) -> Tensor:
+    if not is_ordinary(x):
+        return _loop(x, experts, weight, activation)
+    request = Request(x.device.type, x.dtype, weight.spec, activation, weight.scale.dtype)
+    circumstances = EXPERTS, registry.LINEAR, CHOICES.asked_for, registry.CHOICES.asked_for
+    return _chosen(circumstances, request).run(x, experts, weight, activation)
+
+
 def _loop(x: Tensor, experts: Tensor, weight: PackedTensor, activation: Spec | None) -> Tensor:
     y = x.new_zeros(x.shape[0], weight.words.shape[1])
     for expert in torch.unique(experts).tolist():
@@ -38,6 +54,42 @@ def _loop(x: Tensor, experts: Tensor, weight: PackedTensor, activation: Spec | N
             rows = torch.where(experts == expert)[0]
             y = y.index_copy(0, rows, linear(x[rows], weight.part(expert), None, activation))
     return y
+
+
+@dataclass(frozen=True)
+class Implementation:
+    """One way to multiply with experts; `refuses` gives the reason why it cannot take a request, or None."""
+
+    name: str
+    summary: str
+    run: Callable[[Tensor, Tensor, PackedTensor, Spec | None], Tensor]
+    refuses: Callable[[Request], str | None]
+    automatic: bool = True
+
+
+def _refuses(name: str, request: Request) -> str | None:
+    """Why the kernels for GPUs cannot take all experts at once, or do not where others multiply a single matrix."""
+    chosen = registry.resolve(request).chosen.name
+    return f"a single matrix takes {chosen} here" if chosen != name else gpu.refuses_experts(request)
+
+
+def _kernels(name: str, summary: str) -> Implementation:
+    return Implementation(name, summary, gpu.expert_product, functools.partial(_refuses, name))
+
+
+EXPERTS = (
+    _kernels(gpu.NAME, "Triton, all experts at once"),
+    *([_kernels(gpu.INTERPRETER, "Triton in Python")] if gpu.INTERPRETED else []),
+    Implementation("loop", "a product for each expert that was chosen", _loop, lambda _: None),
+)
+CHOICES: Choices[Request, Implementation] = Choices("QLLM_HF_EXPERTS", lambda: EXPERTS)
+prefer, resolve = CHOICES.prefer, CHOICES.resolve
+
+
+@functools.lru_cache
+def _chosen(circumstances: object, request: Request) -> Implementation:
+    """What `resolve` says, looked up where it was asked before under the same circumstances."""
+    return resolve(request).chosen
 
 
 @torch.library.custom_op("qllm_hf::expert_product", mutates_args=())
@@ -57,7 +109,7 @@ def _opaque(
 ) -> Tensor:
     weight = PackedTensor(words, scale, zero_point, Spec(bits, group_size, symmetric, paper_exact), length)
     activation = Spec(activation_bits, PER_ROW, activation_symmetric, paper_exact) if activation_bits else None
-    return _loop(x, experts, weight, activation)
+    return _product(x, experts, weight, activation)
 
 
 @_opaque.register_fake

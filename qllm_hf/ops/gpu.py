@@ -19,6 +19,7 @@ from qllm_kernels import gpu
 
 from ..ordinary import is_ordinary
 from ..scheme import PER_ROW, Spec
+from ..uniform import fake_quantize
 from . import graph, reference
 from .graph import Pair
 
@@ -75,6 +76,28 @@ def _refuses_format(
         )  # fmt: skip
     reason: str | None = found
     return reason
+
+
+def refuses_experts(request: Request) -> str | None:
+    """Why the kernels cannot take the experts of a request, whose single matrices they take, or None."""
+    weight = request.weight
+    reason: str | None = _refuses_format(
+        request.dtype, request.scale_dtype or request.dtype, weight.bits, weight.group_size, 0
+    )
+    return reason
+
+
+def expert_product(x: Tensor, experts: Tensor, weight: PackedTensor, activation: Spec | None) -> Tensor:
+    """y [N, O]: row n of x [N, I] times the packed matrix of expert `experts[n]`, of weight [E, O, I].
+
+    Quantization of activations is simulated: there are no products of integers with experts.
+    """
+    if activation is not None:
+        x = fake_quantize(x, activation)
+    kernels = _kernels("experts")
+    chosen = experts if experts.dtype in kernels.INDEX_TYPES else experts.long()
+    y: Tensor = kernels.linear(x, chosen, *weight[:3], **_format(weight))
+    return y
 
 
 def linear(x: Tensor, weight: PackedTensor, bias: Tensor | None, activation: Spec | None) -> Tensor:

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from qllm_hf.ops import expert_product, linear
+from qllm_hf.errors import ConfigError
+from qllm_hf.ops import Request, expert_product, linear
 from qllm_hf.ops import experts as experts_module
 from qllm_hf.packed import PackedTensor
 from qllm_hf.scheme import PER_ROW, Spec
@@ -51,3 +52,16 @@ def test_operator_of_compiled_graphs_gives_the_same(monkeypatch, spec, activatio
     monkeypatch.undo()
     assert y.equal(expert_product(x, chosen, weight, activation))
     torch.library.opcheck(opaque, calls[0], test_utils=("test_schema", "test_faketensor"))
+
+
+def test_loop_runs_on_the_cpu_and_says_why():
+    found = experts_module.resolve(Request("cpu", torch.float32, SPECS[0], None))
+    assert found.chosen.name == "loop"
+    assert found.refused[0][0] == "triton"
+    assert found.refused[0][1].startswith("a single matrix takes ")
+
+
+def test_unknown_choice_is_an_error(monkeypatch):
+    monkeypatch.setenv("QLLM_HF_EXPERTS", "fast")
+    with pytest.raises(ConfigError, match="QLLM_HF_EXPERTS='fast'"):
+        expert_product(*arguments(SPECS[0]), None)

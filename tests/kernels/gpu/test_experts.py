@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 pytest.importorskip("triton")
 
+from nothing_waits import NothingWaits
 from weights_reference import exact
 
 from qllm_hf.packed import PackedTensor
@@ -148,18 +148,6 @@ def test_room_is_enough_and_no_more_than_a_block_for_each_expert():
 
 
 # Nothing waits for the device
-
-
-class NothingWaits(TorchDispatchMode):
-    """Fails where the host needs to know what is in a tensor."""
-
-    waits = ("_local_scalar_dense", "item", "nonzero", "unique", "masked_select", "equal")
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        name = func.overloadpacket.__name__
-        if any(wait in name for wait in self.waits):
-            raise RuntimeError(f"{name} waits for the device")
-        return func(*args, **(kwargs or {}))
 
 
 @pytest.mark.parametrize("rows", [2, 12])
