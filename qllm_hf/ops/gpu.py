@@ -118,18 +118,28 @@ def _products(x: Tensor, pairs: Sequence[Pair], activation: Spec | None) -> list
     vectors = x.reshape(-1, x.shape[-1])
     if activation is not None:
         found = _of_integers(vectors, pairs, activation)
+    elif len(vectors) >= DECODED_FROM:
+        found = [_by_decoding(vectors, weight, bias) for weight, bias in pairs]
     else:
-        multiply = _by_decoding if len(vectors) >= DECODED_FROM else _of_codes
-        found = [multiply(vectors, weight, bias) for weight, bias in pairs]
+        found = _of_codes(vectors, pairs)
     return [y.view(*x.shape[:-1], y.shape[-1]) for y in found]
 
 
 graph.BODIES[NAME] = _products
 
 
-def _of_codes(x: Tensor, weight: PackedTensor, bias: Tensor | None) -> Tensor:
-    y: Tensor = _kernels("weights").linear(x, *weight[:3], **_format(weight), bias=bias)
-    return y
+def _of_codes(x: Tensor, pairs: Sequence[Pair]) -> list[Tensor]:
+    """Weights of one format, all with a bias or none, are multiplied at once."""
+    alike: dict[object, list[int]] = {}
+    for place, (weight, bias) in enumerate(pairs):
+        kind = tuple(_format(weight).values()), weight.zero_point is None, weight.scale.dtype, bias is None
+        alike.setdefault(kind, []).append(place)
+    found: dict[int, Tensor] = {}
+    for places in alike.values():
+        weights = [(*pairs[place][0][:3], pairs[place][1]) for place in places]
+        form = _format(pairs[places[0]][0])
+        found.update(zip(places, _kernels("weights_many").linear_many(x, weights, **form), strict=True))
+    return [found[place] for place in range(len(pairs))]
 
 
 def _by_decoding(x: Tensor, weight: PackedTensor, bias: Tensor | None) -> Tensor:

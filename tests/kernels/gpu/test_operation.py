@@ -95,6 +95,28 @@ def test_weights_that_share_tokens(calls):
             assert y.equal(linear(x, weight, bias, A8))
 
 
+def test_weights_of_one_format_are_multiplied_at_once(monkeypatch):
+    """Those with a bias apart from those without; each result is that of its own weight."""
+    kernels, calls = operation._kernels("weights_many"), []
+    run = kernels.linear_many
+    monkeypatch.setattr(
+        kernels, "linear_many", lambda x, weights, **form: calls.append(len(weights)) or run(x, weights, **form)
+    )
+    x = torch.randn(2, 3, 128).half()
+    specs = Spec(4, 64), Spec(8, 64), Spec(4, 64), Spec(4, 64, symmetric=True), Spec(4, 64), Spec(4, 32)
+    biases = True, True, True, True, False, True
+    pairs = [
+        (PackedTensor.encode(torch.randn(rows, 128).half(), spec), torch.randn(rows).half() if bias else None)
+        for rows, spec, bias in zip((5, 7, 3, 8, 9, 4), specs, biases, strict=True)
+    ]
+    with ops.prefer(operation.INTERPRETER):
+        many = linear_many(x, pairs, None)
+    assert calls == [2, 1, 1, 1, 1]
+    for y, pair in zip(many, pairs, strict=True):
+        wanted = exact(x.view(6, 128), *pair, None).y.view(2, 3, -1)
+        assert (y.double() - wanted).norm() < 1e-3 * wanted.norm()
+
+
 @pytest.mark.parametrize(
     ("request_", "reason"),
     [

@@ -124,14 +124,14 @@ def test_nothing_to_do():
     assert torch.equal(y, bias.expand(3, 8))
 
 
-def test_many_weights_share_tokens():
-    x = torch.randn(5, 256).half()
-    packed = [PackedTensor.encode(torch.randn(rows, 256).half(), Spec(5, 128)) for rows in (16, 7, 33)]
-    biases = [None, torch.randn(7).half(), None]
-    tensors = [(*weight[:3], bias) for weight, bias in zip(packed, biases, strict=True)]
-    together = weights.linear_many(x, tensors, bits=5, group_size=128, length=256)
-    for y, weight, bias in zip(together, packed, biases, strict=True):
-        assert torch.equal(y, multiply(x, weight, bias))
+def test_launches_are_on_the_device_of_the_tokens(monkeypatch):
+    """Whatever device is the current one."""
+    entered = []
+    guard = torch.cuda.device_of
+    monkeypatch.setattr(torch.cuda, "device_of", lambda tensor: entered.append(tensor) or guard(tensor))
+    x = torch.randn(3, 64).half()
+    multiply(x, PackedTensor.encode(torch.randn(8, 64).half(), Spec(4, 32)))
+    assert [each.data_ptr() for each in entered] == [x.data_ptr()]
 
 
 # What would be wrong, and is found

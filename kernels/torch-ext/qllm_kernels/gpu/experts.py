@@ -13,10 +13,9 @@ from torch import Tensor
 from . import weights
 from .experts_order import in_order, order_rows
 from .experts_tiles import expert_product
-from .gate import TARGETS, Gate
-from .planar import BLOCK
+from .gate import Gate
 from .weights import SUM_SIZE, Config
-from .weights_tiles import FOLDED, add_splits
+from .weights_tiles import add_splits
 
 INDEX_TYPES = (torch.int64, torch.int32)
 
@@ -118,33 +117,13 @@ def _misfit(
 
 
 def _product_gate(bits: int, dtype: str, tokens: int, budget: float) -> Gate:
-    """The tile of 64 experts of 1024 outputs each, with groups of 128, or 64 for up to 3 bits."""
-    length, group_size, experts = 16384, 64 if bits < 4 else 128, 64
-    config = default_config(tokens, experts, 1024, 4096, bits, group_size)
-    groups = torch.empty((1, length // group_size), dtype=torch.uint8)
-    constants = weights.constexprs(config, groups, groups, bits=bits, group_size=group_size, length=length)
-    pointers = {"y": "fp32" if config.SPLITS > 1 else dtype, "x": dtype, "chosen": "i64"}
-    pointers |= {"words": "i16", "scale": dtype, "zero_point": "u8"}
-    absent = {"order", "blocks"}
-    if takes_blocks(tokens, experts):
-        pointers |= dict.fromkeys(absent, "i32")
-        absent = set()
-    folded = constants["WAY"] == FOLDED.value
-    return Gate(
-        f"experts W{bits} {dtype} {tokens} tokens",
-        expert_product,
-        {
-            **{name: f"*{kind}" for name, kind in pointers.items()},
-            **dict.fromkeys(("tokens", "outputs", "experts", "x_stride"), "i32"),
-        },
-        constants | dict.fromkeys(absent),
-        elements=config.BLOCK_N * BLOCK.value * constants["AT_ONCE"],
-        options=weights.options(config),
-        expects="HMMA" if folded else "HGMMA",
-        budget=budget,
-        divisible=("outputs", "x_stride"),
-        targets=TARGETS if folded else ("cuda:90",),
-    )
+    """64 experts of 1024 outputs each."""
+    config = default_config(tokens, 64, 1024, 4096, bits, 64 if bits < 4 else 128)
+    ordered = "i32" if takes_blocks(tokens, 64) else None
+    pointers: dict[str, str | None] = {"y": "fp32" if config.SPLITS > 1 else dtype, "x": dtype, "chosen": "i64"}
+    pointers |= {"order": ordered, "blocks": ordered, "words": "i16", "scale": dtype, "zero_point": "u8"}
+    name = f"experts W{bits} {dtype} {tokens} tokens"
+    return weights.tile_gate(name, expert_product, bits, config, pointers, ("outputs", "experts", "x_stride"), budget)
 
 
 _BUDGETS = {  # instructions per code: tokens one by one, in blocks of 8 and of 128

@@ -8,7 +8,7 @@ import triton.language as tl
 from .weights_tiles import store_tile, tile
 
 
-@triton.jit(do_not_specialize=["tokens", "experts"])
+@triton.jit(do_not_specialize=["tokens"])
 def expert_product(
     y,
     x,

@@ -6,8 +6,8 @@ in a fixed order: results depend on the config, and not on the moment.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -24,8 +24,6 @@ SCALE_TYPES = (torch.bfloat16, torch.float16, torch.float32)
 _PROCESSORS = 132  # of the GPU that `default_config` is made for
 _BLOCK = 128
 SUM_SIZE = 1024  # numbers that a program of `add_splits` adds up
-
-Packed = tuple[Tensor, Tensor, "Tensor | None", "Tensor | None"]  # words, scale, zero points and bias of a weight
 
 
 class Config(NamedTuple):
@@ -141,14 +139,6 @@ def linear(
     return y
 
 
-def linear_many(x: Tensor, weights: Sequence[Packed], *, bits: int, group_size: int, length: int) -> list[Tensor]:
-    """As `linear` for several weights of one format that share x [M, K]: a list of [M, N]. One launch for each."""
-    return [
-        linear(x, words, scale, zero_point, bits=bits, group_size=group_size, length=length, bias=bias)
-        for words, scale, zero_point, bias in weights
-    ]
-
-
 def constexprs(
     config: Config, scale: Tensor, zero_point: Tensor | None, *, bits: int, group_size: int, length: int
 ) -> dict[str, int]:
@@ -233,30 +223,44 @@ def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _gate(bits: int, dtype: str, tokens: int, budget: float) -> Gate:
-    """The tile of a square weight with groups of 128, or 64 for up to 3 bits."""
+def tile_gate(
+    name: str,
+    function: Any,
+    bits: int,
+    config: Config,
+    pointers: Mapping[str, str | None],
+    integers: Sequence[str],
+    budget: float,
+) -> Gate:
+    """For a kernel around `weights_tiles.tile`, with groups of 128, or of 64 for up to 3 bits.
+
+    pointers: the type of what each points to, or None where it is not there. integers: those that are multiples of 16.
+    """
     length, group_size = 16384, 64 if bits < 4 else 128
-    config = default_config(tokens, 4096, 4096, bits, group_size)
     groups = torch.empty((1, length // group_size), dtype=torch.uint8)
     constants = constexprs(config, groups, groups, bits=bits, group_size=group_size, length=length)
     folded = constants["WAY"] == FOLDED.value
-    y = "fp32" if config.SPLITS > 1 else dtype
-    signature = {"y": y, "x": dtype, "words": "i16", "scale": dtype, "zero_point": "u8", "bias": dtype}
+    there = {pointer: f"*{kind}" for pointer, kind in pointers.items() if kind is not None}
     return Gate(
-        f"W{bits} {dtype} {tokens} tokens",
-        product,
-        {
-            **{name: f"*{kind}" for name, kind in signature.items()},
-            **dict.fromkeys(("tokens", "outputs", "x_stride"), "i32"),
-        },
-        constants,
+        name,
+        function,
+        {**there, "tokens": "i32", **dict.fromkeys(integers, "i32")},
+        {**constants, **dict.fromkeys(pointers.keys() - there.keys())},
         elements=config.BLOCK_N * _BLOCK * constants["AT_ONCE"],
         options=options(config),
         expects="HMMA" if folded else "HGMMA",
         budget=budget,
-        divisible=("outputs", "x_stride"),
+        divisible=tuple(integers),
         targets=TARGETS if folded else ("cuda:90",),
     )
+
+
+def _gate(bits: int, dtype: str, tokens: int, budget: float) -> Gate:
+    config = default_config(tokens, 4096, 4096, bits, 64 if bits < 4 else 128)
+    pointers = {"y": "fp32" if config.SPLITS > 1 else dtype, "x": dtype, "words": "i16", "scale": dtype}
+    pointers |= {"zero_point": "u8", "bias": dtype}
+    name = f"W{bits} {dtype} {tokens} tokens"
+    return tile_gate(name, product, bits, config, pointers, ("outputs", "x_stride"), budget)
 
 
 _BUDGETS = {  # instructions per code with 1, 16 and 128 tokens; with one, what memory leaves time for

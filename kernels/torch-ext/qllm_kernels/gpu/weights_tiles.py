@@ -58,10 +58,41 @@ def product(
     GROUP_SIZE: 32, 64 or a multiple of 128. Program (tile, split) takes its share of the blocks of the tile's rows.
     READ: see weights_groups.py.
     """
+    product_tile(
+        *(y, x, words, scale, zero_point, bias, tl.program_id(0), tokens, outputs, x_stride),
+        *(LENGTH, BITS, GROUP_SIZE, WAY, READ, AT_ONCE, BLOCK_N, BLOCK_M, SPLITS, WARPS, STAGES),
+    )
+
+
+@triton.jit
+def product_tile(
+    y,
+    x,
+    words,
+    scale,
+    zero_point,
+    bias,
+    program,
+    tokens,
+    outputs,
+    x_stride,
+    LENGTH: tl.constexpr,
+    BITS: tl.constexpr,
+    GROUP_SIZE: tl.constexpr,
+    WAY: tl.constexpr,
+    READ: tl.constexpr,
+    AT_ONCE: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    SPLITS: tl.constexpr,
+    WARPS: tl.constexpr,
+    STAGES: tl.constexpr,
+):
+    """Tile number `program` of a weight."""
     split = tl.program_id(1)
     tiles_m = tl.cdiv(tokens, BLOCK_M)  # programs side by side share their weights
-    token = (tl.program_id(0) % tiles_m * BLOCK_M + tl.arange(0, BLOCK_M)).to(tl.int64)
-    row = tl.program_id(0) // tiles_m * BLOCK_N + tl.arange(0, BLOCK_N)
+    token = (program % tiles_m * BLOCK_M + tl.arange(0, BLOCK_M)).to(tl.int64)
+    row = program // tiles_m * BLOCK_N + tl.arange(0, BLOCK_N)
     row_read = tl.minimum(row, outputs - 1).to(tl.int64)  # beyond the last row that one is read, and not stored
     total = tile(
         *(x + token[None, :] * x_stride, words, scale, zero_point, row_read, (token < tokens)[None, :], split, tokens),
@@ -313,7 +344,13 @@ def _scaled(w, s, OPERAND: tl.constexpr):
 @triton.jit
 def add_splits(y, parts, bias, count, outputs, SPLITS: tl.constexpr, SIZE: tl.constexpr):
     """y [count] = the sum of parts float32 [SPLITS, count] in their order, plus bias [outputs]."""
-    place = tl.program_id(0).to(tl.int64) * SIZE + tl.arange(0, SIZE)
+    add_up(y, parts, bias, tl.program_id(0), count, outputs, SPLITS, SIZE)
+
+
+@triton.jit
+def add_up(y, parts, bias, program, count, outputs, SPLITS: tl.constexpr, SIZE: tl.constexpr):
+    """SIZE numbers of y, from number SIZE * program on."""
+    place = program.to(tl.int64) * SIZE + tl.arange(0, SIZE)
     there = place < count
     total = tl.load(parts + place, there, other=0)
     for _ in tl.static_range(1, SPLITS):
