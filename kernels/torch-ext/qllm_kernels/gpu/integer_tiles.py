@@ -60,6 +60,56 @@ def product(
     x_sums, zero points of weights are taken off after the products. Program (tile, split) takes its share of the blocks
     of rows, AT_ONCE of them in each pass of its loop.
     """
+    split = tl.program_id(1)
+    tile_m, tile_n = _tile(tl.program_id(0), tokens, outputs, BLOCK_M, BLOCK_N)
+    token, row = tile_m * BLOCK_M + tl.arange(0, BLOCK_M), tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
+    here = token < tokens
+    # beyond the last token and row the last ones are multiplied again, and not stored
+    token_read, row_read = tl.minimum(token, tokens - 1).to(tl.int64), tl.minimum(row, outputs - 1).to(tl.int64)
+    codes += token_read[None, :] * in_blocks(LENGTH)
+    if x_zero is not None:
+        x_zero += token_read
+    if x_sums is not None:
+        x_sums += token_read
+    total = tile(
+        *(codes, x_zero, x_sums, words, scale, zero_point, row_read, split, tokens),
+        *(LENGTH, BITS, GROUP_SIZE, SPAN, AT_ONCE, SPLITS, BLOCK_M, BLOCK_N),
+    )
+    if SPLITS == 1:
+        total *= tl.load(x_scale + token, here, other=0).to(tl.float32)[None, :]
+        if bias is not None:
+            total += tl.load(bias + row_read).to(tl.float32)[:, None]
+    else:
+        y += split.to(tl.int64) * tokens * outputs
+    place = y + token_read[None, :] * outputs + row[:, None]
+    tl.store(place, rounded(total, y.dtype.element_ty), here[None, :] & (row < outputs)[:, None])
+
+
+@triton.jit
+def tile(
+    codes,
+    x_zero,
+    x_sums,
+    words,
+    scale,
+    zero_point,
+    row,
+    split,
+    tokens,
+    LENGTH: tl.constexpr,
+    BITS: tl.constexpr,
+    GROUP_SIZE: tl.constexpr,
+    SPAN: tl.constexpr,
+    AT_ONCE: tl.constexpr,
+    SPLITS: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
+    """Products float32 [N, M], without the scale of tokens, of a split of rows int64 [N] of a weight with M tokens.
+
+    codes [1, M], x_zero and x_sums [M]: addresses of each token's, which are read of all M. `tokens`: how many there
+    are in all. The other arguments are those of `product`.
+    """
     GROUPS: tl.constexpr = (LENGTH + GROUP_SIZE - 1) // GROUP_SIZE
     BLOCKS: tl.constexpr = LENGTH // BLOCK
     STEPS: tl.constexpr = (BLOCKS + SPLITS - 1) // SPLITS
@@ -69,23 +119,12 @@ def product(
     SIZE: tl.constexpr = 128 // PARTS
     FOLDED: tl.constexpr = x_sums is not None
     ONES: tl.constexpr = BLOCK_M if BLOCK_M < 16 else 16  # as wide as a product must be to read the same registers
-    split = tl.program_id(1)
-    tile_m, tile_n = _tile(tl.program_id(0), tokens, outputs, BLOCK_M, BLOCK_N)
-    token, row = tile_m * BLOCK_M + tl.arange(0, BLOCK_M), tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
-    here = token < tokens
-    # beyond the last token and row the last ones are multiplied again, and not stored
-    token_read, row_read = tl.minimum(token, tokens - 1).to(tl.int64), tl.minimum(row, outputs - 1).to(tl.int64)
-    codes += token_read[None, :] * in_blocks(LENGTH)
-    words += row_read[:, None] * row_words(LENGTH, BITS)
-    scale += row_read * GROUPS
+    words += row[:, None] * row_words(LENGTH, BITS)
+    scale += row * GROUPS
     if zero_point is not None:
-        zero_point += row_read * GROUPS
-    if x_zero is not None:
-        x_zero += token_read
-        if ONES == BLOCK_M:  # few enough to stay in registers
-            x_zero = -tl.load(x_zero)
-    if x_sums is not None:
-        x_sums += token_read
+        zero_point += row * GROUPS
+    if x_zero is not None and ONES == BLOCK_M:  # few enough to stay in registers
+        x_zero = -tl.load(x_zero)
     terms = (scale, zero_point, x_zero, x_sums, tokens)
 
     total = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
@@ -134,15 +173,7 @@ def product(
                     total += _scaled(sums, w_sums, terms, block, part * PART, GROUP_SIZE, SPAN, BITS)
     if SPAN > 128:
         total += _scaled_row(sums, w_sums, terms, split, BITS)
-
-    if SPLITS == 1:
-        total *= tl.load(x_scale + token, here, other=0).to(tl.float32)[None, :]
-        if bias is not None:
-            total += tl.load(bias + row_read).to(tl.float32)[:, None]
-    else:
-        y += split.to(tl.int64) * tokens * outputs
-    place = y + token_read[None, :] * outputs + row[:, None]
-    tl.store(place, rounded(total, y.dtype.element_ty), here[None, :] & (row < outputs)[:, None])
+    return total
 
 
 @triton.jit
