@@ -67,14 +67,14 @@ class Implementation:
     automatic: bool = True
 
 
-def _refuses(name: str, request: Request) -> str | None:
-    """Why the kernels for GPUs cannot take all experts at once, or do not where others multiply a single matrix."""
-    chosen = registry.resolve(request).chosen.name
-    return f"a single matrix takes {chosen} here" if chosen != name else gpu.refuses_experts(request)
-
-
 def _kernels(name: str, summary: str) -> Implementation:
-    return Implementation(name, summary, gpu.expert_product, functools.partial(_refuses, name))
+    """The kernels for GPUs take all experts at once wherever they take a single matrix."""
+
+    def refuses(request: Request) -> str | None:
+        chosen = registry.resolve(request).chosen.name
+        return None if chosen == name else f"a single matrix takes {chosen} here"
+
+    return Implementation(name, summary, gpu.expert_product, refuses)
 
 
 EXPERTS = (

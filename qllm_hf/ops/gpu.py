@@ -19,7 +19,6 @@ from qllm_kernels import gpu
 
 from ..ordinary import is_ordinary
 from ..scheme import PER_ROW, Spec
-from ..uniform import fake_quantize
 from . import graph, reference
 from .graph import Pair
 
@@ -78,25 +77,20 @@ def _refuses_format(
     return reason
 
 
-def refuses_experts(request: Request) -> str | None:
-    """Why the kernels cannot take the experts of a request, whose single matrices they take, or None."""
-    weight = request.weight
-    reason: str | None = _refuses_format(
-        request.dtype, request.scale_dtype or request.dtype, weight.bits, weight.group_size, 0
-    )
-    return reason
-
-
 def expert_product(x: Tensor, experts: Tensor, weight: PackedTensor, activation: Spec | None) -> Tensor:
     """y [N, O]: row n of x [N, I] times the packed matrix of expert `experts[n]`, of weight [E, O, I].
 
-    Quantization of activations is simulated: there are no products of integers with experts.
+    For what `linear` takes; nothing waits for the device.
     """
-    if activation is not None:
-        x = fake_quantize(x, activation)
-    kernels = _kernels("experts")
+    kernels, form = _kernels("experts"), _format(weight)
     chosen = experts if experts.dtype in kernels.INDEX_TYPES else experts.long()
-    y: Tensor = kernels.linear(x, chosen, *weight[:3], **_format(weight))
+    y: Tensor
+    if activation is None:
+        y = kernels.linear(x, chosen, *weight[:3], **form)
+        return y
+    tokens = _quantized(x, activation, _span(weight, activation))
+    del form["length"]
+    y = _kernels("experts_integers").multiply(tokens, chosen, *weight[:3], **form)
     return y
 
 
@@ -151,14 +145,23 @@ def _of_integers(x: Tensor, pairs: Sequence[Pair], activation: Spec) -> list[Ten
     kernels, tokens, results = _kernels("integers"), {}, []
     for weight, bias in pairs:
         described = _format(weight)
-        span = kernels.sums_over(weight.zero_point, **described, activation_bits=activation.bits)
+        span = _span(weight, activation)
         if span not in tokens:
-            tokens[span] = _kernels("tokens").quantize_tokens(
-                x, bits=activation.bits, symmetric=activation.symmetric, sums_over=span
-            )
+            tokens[span] = _quantized(x, activation, span)
         del described["length"]
         results.append(kernels.multiply(tokens[span], *weight[:3], **described, bias=bias))
     return results
+
+
+def _span(weight: PackedTensor, activation: Spec) -> int:
+    """Over how many elements of tokens a product of integers with the weight wants sums."""
+    kernels = _kernels("integers")
+    span: int = kernels.sums_over(weight.zero_point, **_format(weight), activation_bits=activation.bits)
+    return span
+
+
+def _quantized(x: Tensor, activation: Spec, span: int) -> Any:
+    return _kernels("tokens").quantize_tokens(x, bits=activation.bits, symmetric=activation.symmetric, sums_over=span)
 
 
 def _format(weight: PackedTensor) -> dict[str, int]:

@@ -53,25 +53,25 @@ def wrong(y, x, chosen, packed):
     return ((y.double() - wanted).abs() > tolerance).sum(-1)
 
 
-@pytest.mark.parametrize("in_blocks", [False, True], ids=["rows", "blocks"])
+@pytest.mark.parametrize("ordered", [False, True], ids=["rows", "blocks"])
 @pytest.mark.parametrize("bits", ALLOWED_BITS)
-def test_agrees_with_exact_arithmetic(bits, in_blocks):
+def test_agrees_with_exact_arithmetic(bits, ordered):
     """Bits x groups; types, choices, shapes and tiles in turn: what rows do in one type, blocks do in the other."""
-    rows = 11 if in_blocks else 4
+    rows = 11 if ordered else 4
     for number, group_size in enumerate(GROUP_SIZES, start=3 * bits):
-        dtype, shape = DTYPES[(number + in_blocks) % 2], SHAPES[number % len(SHAPES)]
+        dtype, shape = DTYPES[(number + ordered) % 2], SHAPES[number % len(SHAPES)]
         packed = weight(Spec(bits, group_size, symmetric=bool(number // 2 % 2)), shape, dtype)
         x, chosen = torch.randn(rows, shape[1]).to(dtype), chosen_by(rows, number // 2)
-        y = multiply(x, chosen, packed, config=CONFIGS[number % 3], in_blocks=in_blocks)
+        y = multiply(x, chosen, packed, config=CONFIGS[number % 3], ordered=ordered)
         assert not wrong(y, x, chosen, packed).any(), number
 
 
-@pytest.mark.parametrize(("rows", "in_blocks"), [(0, False), (1, False), (5, False), (0, True), (1, True), (33, True)])
-def test_every_choice(rows, in_blocks):
+@pytest.mark.parametrize(("rows", "ordered"), [(0, False), (1, False), (5, False), (0, True), (1, True), (33, True)])
+def test_every_choice(rows, ordered):
     packed = weight(Spec(4, 64), (17, 129))
     for number in range(4):
         x, chosen = torch.randn(rows, 129).half(), chosen_by(rows, number)
-        y = multiply(x, chosen.int() if number == 0 else chosen, packed, config=CONFIGS[1], in_blocks=in_blocks)
+        y = multiply(x, chosen.int() if number == 0 else chosen, packed, config=CONFIGS[1], ordered=ordered)
         assert y.shape == (rows, 17)
         assert not wrong(y, x, chosen, packed).any(), number
         outside = (chosen < 0) | (chosen >= EXPERTS)
@@ -94,27 +94,27 @@ def test_strided_tokens_and_experts_of_a_larger_weight():
     assert not wrong(multiply(x.T.contiguous().T, chosen, packed, config=SMALL), x, chosen, packed).any()
 
 
-@pytest.mark.parametrize("in_blocks", [False, True], ids=["rows", "blocks"])
-def test_a_wrong_code_is_found_in_the_rows_of_its_expert(in_blocks):
+@pytest.mark.parametrize("ordered", [False, True], ids=["rows", "blocks"])
+def test_a_wrong_code_is_found_in_the_rows_of_its_expert(ordered):
     """In one of the outputs, and nowhere else; so is another expert."""
     packed = weight(Spec(4, 64))
     x, chosen = torch.randn(9, 300).half(), torch.tensor([2, 0, 2, 3, 1, 0, 2, 4, -1])
     changed = packed.words.clone()
     changed[2, 5, 3] ^= 0x4040
-    given = {"config": SMALL, "in_blocks": in_blocks}
+    given = {"config": SMALL, "ordered": ordered}
     y, broken = multiply(x, chosen, packed, **given), multiply(x, chosen, packed._replace(words=changed), **given)
     assert (y != broken).nonzero().tolist() == [[0, 5], [2, 5], [6, 5]]
     assert wrong(broken, x, chosen, packed).tolist() == [1, 0, 1, 0, 0, 0, 1, 0, 0]
     assert (wrong(multiply(x, (chosen + 1) % 4, packed, **given), x, chosen, packed) > 8).all()
 
 
-def test_same_in_rows_and_in_blocks_and_each_time():
+def test_same_in_rows_and_ordered_and_each_time():
     packed = weight(Spec(4, 128), (20, 384), torch.bfloat16)
     x, chosen = torch.randn(4, 384).bfloat16(), chosen_by(4, 3)
-    first = multiply(x, chosen, packed, config=CONFIGS[0], in_blocks=False)
-    assert multiply(x, chosen, packed, config=CONFIGS[0], in_blocks=False).equal(first)
-    again = multiply(x, chosen, packed, config=CONFIGS[0], in_blocks=True)
-    assert multiply(x, chosen, packed, config=CONFIGS[0], in_blocks=True).equal(again)
+    first = multiply(x, chosen, packed, config=CONFIGS[0], ordered=False)
+    assert multiply(x, chosen, packed, config=CONFIGS[0], ordered=False).equal(first)
+    again = multiply(x, chosen, packed, config=CONFIGS[0], ordered=True)
+    assert multiply(x, chosen, packed, config=CONFIGS[0], ordered=True).equal(again)
     torch.testing.assert_close(first, again)
 
 
@@ -175,7 +175,7 @@ def test_launches_are_on_the_device_of_the_tokens(monkeypatch):
     guard = torch.cuda.device_of
     monkeypatch.setattr(torch.cuda, "device_of", lambda tensor: entered.append(tensor) or guard(tensor))
     x, chosen = torch.randn(6, 300).half(), chosen_by(6, 0)
-    multiply(x, chosen, weight(Spec(4, 64)), config=SMALL, in_blocks=True)
+    multiply(x, chosen, weight(Spec(4, 64)), config=SMALL, ordered=True)
     assert [each.data_ptr() for each in entered] == [chosen.data_ptr(), x.data_ptr()]
 
 

@@ -43,22 +43,25 @@ def linear(
     group_size: int,
     length: int,
     config: Config | None = None,
-    in_blocks: bool | None = None,
+    ordered: bool | None = None,
 ) -> Tensor:
     """y [M, O] in the dtype of x: row t is row t of x [M, K] times the packed weight number `chosen[t]` of [E, O, K].
 
     K is `length`. chosen int64 or int32 [M]; rows whose expert is outside 0 .. E-1 become 0. words int16 [E, O, W],
     scale [E, O, G] and zero_point uint8 [E, O, G], or None for symmetric codes, whose center is 2^(bits - 1).
-    `in_blocks` replaces what `takes_blocks` says.
+    `ordered` replaces what `takes_blocks` says.
 
     Raises:
         ValueError: `weights.refuses` or `weights.config_fault` says why, or shapes do not fit.
     """
     M, (E, N) = x.shape[0], words.shape[:2]
-    if in_blocks is None:
-        in_blocks = takes_blocks(M, E)
+    if ordered is None:
+        ordered = takes_blocks(M, E)
     config = config or default_config(M, E, N, length, bits, group_size)
-    fault = _misfit(x, chosen, words, scale, zero_point, bits, group_size, length) or weights.config_fault(config)
+    fault = fault_of_experts(x, chosen, words, scale, zero_point) or weights.config_fault(config)
+    if fault is None:
+        first = (words[0], scale[0], None if zero_point is None else zero_point[0])
+        fault = weights.misfit(x, *first, None, bits, group_size, length)
     if fault is not None:
         raise ValueError(fault)
     y = x.new_empty((M, N))
@@ -69,7 +72,7 @@ def linear(
     scale, zero_point = scale.contiguous(), None if zero_point is None else zero_point.contiguous()
     chosen = chosen.contiguous()
     result = y if config.SPLITS == 1 else y.new_empty((config.SPLITS, M, N), dtype=torch.float32)
-    order, blocks = in_order(chosen, E, config.BLOCK_M) if in_blocks else (None, None)
+    order, blocks = in_order(chosen, E, config.BLOCK_M) if ordered else (None, None)
     tiles = (M if blocks is None else blocks.shape[1]) * -(-N // config.BLOCK_N)
     with torch.cuda.device_of(x):  # Triton launches on the current device
         expert_product[(tiles, config.SPLITS)](
@@ -94,17 +97,8 @@ def linear(
     return y
 
 
-def _misfit(
-    x: Tensor,
-    chosen: Tensor,
-    words: Tensor,
-    scale: Tensor,
-    zero_point: Tensor | None,
-    bits: int,
-    group_size: int,
-    length: int,
-) -> str | None:
-    """Why `linear` does not take these tensors, or None."""
+def fault_of_experts(x: Tensor, chosen: Tensor, words: Tensor, scale: Tensor, zero_point: Tensor | None) -> str | None:
+    """Why there is no weight of an expert for each token, or None."""
     if words.dim() != 3 or words.shape[0] == 0:
         return f"words {list(words.shape)}: takes [E, O, W] of one expert or more"
     if chosen.dtype not in INDEX_TYPES or list(chosen.shape) != [x.shape[0]]:
@@ -112,8 +106,7 @@ def _misfit(
     if scale.shape[:1] != words.shape[:1] or (zero_point is not None and zero_point.shape != scale.shape):
         zeros = "" if zero_point is None else f" and zero points {list(zero_point.shape)}"
         return f"scales {list(scale.shape)}{zeros}: takes those of {words.shape[0]} experts"
-    first = (words[0], scale[0], None if zero_point is None else zero_point[0])
-    return weights.misfit(x, *first, None, bits, group_size, length)
+    return None
 
 
 def _product_gate(bits: int, dtype: str, tokens: int, budget: float) -> Gate:

@@ -1,11 +1,19 @@
-"""The kernel of experts.py: a tile of the products of tokens with the weights of their experts."""
+"""The kernels of experts.py and experts_integers.py: a tile of the products of tokens with weights of experts.
+
+Weights of experts lie one after the other, so that a row of any of them is a row of one large weight. Tiles are those
+of weights_tiles.py and integer_tiles.py; here it is found out which tokens and which rows a program takes.
+"""
 
 from __future__ import annotations
 
 import triton
 import triton.language as tl
 
-from .weights_tiles import store_tile, tile
+from . import integer_tiles, weights_tiles
+from .planar import in_blocks
+from .weights_tiles import store_tile
+
+_of_floats, _of_integers = weights_tiles.tile, integer_tiles.tile
 
 
 @triton.jit(do_not_specialize=["tokens"])
@@ -36,35 +44,86 @@ def expert_product(
 ):
     """One tile of y [tokens, outputs], or of y float32 [SPLITS, tokens, outputs]: see weights_tiles.py.
 
-    words, scale and zero_point are those of `experts` weights, one after the other. Without `blocks` a program takes a
-    token, with the weight that `chosen` says; else one of the blocks that experts_order.py made, of its `order`.
+    words, scale and zero_point are those of `experts` weights. Without `blocks` a program takes a token, with the
+    weight that `chosen` says; else one of the blocks that experts_order.py made, of its `order`.
     """
-    count = tokens  # of blocks
-    if blocks is not None:
-        count = tl.num_programs(0) // tl.cdiv(outputs, BLOCK_N)
-    block = tl.program_id(0) % count  # programs side by side share their weights, if those are of one expert
-    row = tl.program_id(0) // count * BLOCK_N + tl.arange(0, BLOCK_N)
     split = tl.program_id(1)
-    place = tl.arange(0, BLOCK_M)
-    if blocks is None:
-        expert = tl.load(chosen + block)
-        there = place < 1
-        token = (block + 0 * place).to(tl.int64)
-    else:
-        expert = tl.load(blocks + block)
-        place += tl.load(blocks + count + block)
-        end = tl.load(blocks + 2 * count + block)
-        if tl.load(blocks + count + block) >= end:
-            return
-        there = place < end
-        token = tl.load(order + place, there, other=0).to(tl.int64)
+    expert, token, there, row, empty = _taken(chosen, order, blocks, tokens, outputs, BLOCK_N, BLOCK_M)
+    if empty:
+        return
     if (expert < 0) | (expert >= experts):
         zeros = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
         store_tile(y, zeros, token, row, there, split, tokens, outputs, SPLITS)
         return
     row_read = expert.to(tl.int64) * outputs + tl.minimum(row, outputs - 1)
-    total = tile(
+    total = _of_floats(
         *(x + token[None, :] * x_stride, words, scale, zero_point, row_read, there[None, :], split, tokens),
         *(LENGTH, BITS, GROUP_SIZE, WAY, READ, AT_ONCE, BLOCK_N, BLOCK_M, SPLITS, WARPS, STAGES),
     )
     store_tile(y, total, token, row, there, split, tokens, outputs, SPLITS)
+
+
+@triton.jit(do_not_specialize=["tokens"])
+def expert_product_of_integers(
+    y,
+    codes,
+    x_scale,
+    x_zero,
+    x_sums,
+    chosen,
+    order,
+    blocks,
+    words,
+    scale,
+    zero_point,
+    tokens,
+    outputs,
+    experts,
+    LENGTH: tl.constexpr,
+    BITS: tl.constexpr,
+    GROUP_SIZE: tl.constexpr,
+    SPAN: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    SPLITS: tl.constexpr,
+):
+    """As `expert_product`, for tokens that are quantized: see integer_tiles.py. Parts have the scale of their token."""
+    split = tl.program_id(1)
+    expert, token, there, row, empty = _taken(chosen, order, blocks, tokens, outputs, BLOCK_N, BLOCK_M)
+    if empty:
+        return
+    if (expert < 0) | (expert >= experts):
+        zeros = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
+        store_tile(y, zeros, token, row, there, split, tokens, outputs, SPLITS)
+        return
+    row_read = expert.to(tl.int64) * outputs + tl.minimum(row, outputs - 1)
+    codes += token[None, :] * in_blocks(LENGTH)
+    if x_zero is not None:
+        x_zero += token
+    if x_sums is not None:
+        x_sums += token
+    total = _of_integers(
+        *(codes, x_zero, x_sums, words, scale, zero_point, row_read, there, split, tokens),
+        *(LENGTH, BITS, GROUP_SIZE, SPAN, SPLITS, BLOCK_M, BLOCK_N),
+    )
+    total *= tl.load(x_scale + token, there, other=0).to(tl.float32)[None, :]
+    store_tile(y, total, token, row, there, split, tokens, outputs, SPLITS)
+
+
+@triton.jit
+def _taken(chosen, order, blocks, tokens, outputs, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr):
+    """What a program takes: an expert, tokens int64 [M] and which of them are there, rows [N]; and whether nothing."""
+    count = tokens  # of blocks
+    if blocks is not None:
+        count = tl.num_programs(0) // tl.cdiv(outputs, BLOCK_N)
+    block = tl.program_id(0) % count  # programs side by side share their weights, if those are of one expert
+    row = tl.program_id(0) // count * BLOCK_N + tl.arange(0, BLOCK_N)
+    place = tl.arange(0, BLOCK_M)
+    if blocks is None:
+        there = place < 1
+        return tl.load(chosen + block), (block + 0 * place).to(tl.int64), there, row, False
+    else:
+        first, end = tl.load(blocks + count + block), tl.load(blocks + 2 * count + block)
+        there = first + place < end
+        token = tl.load(order + first + place, there, other=0).to(tl.int64)
+        return tl.load(blocks + block), token, there, row, first >= end
