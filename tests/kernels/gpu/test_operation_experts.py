@@ -110,17 +110,29 @@ def test_float32_and_gradients_take_the_loop(calls):
     assert not calls["expert_product"]
 
 
+def layer_of(scheme):
+    model = quantize_(float_model("mixtral").half(), scheme, w_group_size=32)
+    return next(module for module in model.modules() if isinstance(module, PackedExperts))
+
+
+def routed(tokens):
+    """Hidden states, chosen experts, one of another process among them, and their weights."""
+    index = torch.randint(4, (tokens, 2))
+    index[0, 1] = 4
+    return torch.randn(tokens, 64).half(), index, torch.rand(tokens, 2).half()
+
+
 @torch.no_grad()
-def test_compiled_graph(calls):
-    x, chosen, weight = arguments(torch.bfloat16, Spec(4, 32))
-
-    def product(x, chosen):
-        return expert_product(x + 1, chosen, weight, None) * 2
-
+@pytest.mark.parametrize("scheme", ["W4", "W4A8"])
+def test_compiled_graph(calls, scheme):
+    layer, given = layer_of(scheme), routed(5)
+    with ops.prefer("dequantize"):
+        reference = layer(*given)
     with ops.prefer(operation.INTERPRETER):
-        wanted = product(x, chosen)
-        assert torch.compile(product, fullgraph=True, backend="aot_eager")(x, chosen).equal(wanted)
-    assert calls["expert_product"] == 2
+        wanted = layer(*given)
+        assert torch.compile(layer, fullgraph=True, backend="aot_eager")(*given).equal(wanted)
+    assert calls == {"expert_product": 4}
+    assert 0 < (wanted - reference).float().norm() < 0.01 * reference.float().norm()
 
 
 @torch.no_grad()
@@ -144,12 +156,10 @@ def test_whole_model(calls, family, scheme):
 
 @torch.no_grad()
 @pytest.mark.parametrize("tokens", [1, 7])
-@pytest.mark.parametrize("activation", [None, A8], ids=str)
-def test_nothing_waits_for_the_device(monkeypatch, calls, activation, tokens):
+@pytest.mark.parametrize("scheme", ["W4", "W4A8"])
+def test_nothing_waits_for_the_device(monkeypatch, calls, scheme, tokens):
     """Neither the layer nor what it calls; the loop does."""
-    model = quantize_(float_model("mixtral").half(), "W4" if activation is None else "W4A8", w_group_size=32)
-    layer = next(module for module in model.modules() if isinstance(module, PackedExperts))
-    given = torch.randn(tokens, 64).half(), torch.randint(4, (tokens, 2)), torch.rand(tokens, 2).half()
+    layer, given = layer_of(scheme), routed(tokens)
     monkeypatch.setattr(experts, "is_ordinary", lambda _: True)  # without the mode it is
     with ops.prefer(operation.INTERPRETER), NothingWaits():
         with monkeypatch.context() as patch:

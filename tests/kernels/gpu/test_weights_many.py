@@ -50,8 +50,8 @@ def test_each_is_what_it_is_alone(launches, bits):
     """Two and three weights, whole and odd numbers of outputs, with a bias and zero points and without, and splits."""
     for number, group_size in enumerate(GROUP_SIZES, start=3 * bits):
         spec, length = Spec(bits, group_size, symmetric=number % 2 == 0), (128, 300)[number // 2 % 2]
-        dtype = (torch.float16, torch.bfloat16)[number % 3 % 2]
-        config = SMALL._replace(BLOCK_M=(8, 16)[number % 2], SPLITS=1 + number % 3 // 2)
+        dtype = (torch.float16, torch.bfloat16)[number // 3 % 2]
+        config = SMALL._replace(BLOCK_M=(8, 16, 128)[number % 3], SPLITS=1 + number // 2 % 2)
         x = torch.randn(3, length).to(dtype)
         given = packed(OUTPUTS[number % 4], length, spec, dtype, biases=number % 5 > 1)
         alone = [weights.linear(x, *each[:3], **form(spec, length), bias=each[3], config=config) for each in given]

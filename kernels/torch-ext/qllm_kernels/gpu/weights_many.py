@@ -135,5 +135,6 @@ GATES = (
         for tokens, budget in zip((1, 16), budgets, strict=True)
         if (bits, tokens) != (8, 1)  # the tile of 16
     ),
+    _gate(4, 128, 4.8),
     _gate(4, 1, 3.9, count=2),
 )
