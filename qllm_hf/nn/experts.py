@@ -65,8 +65,7 @@ class PackedExperts(PackedModule):
         first = "gate_up_proj" if self.has_gate else "up_proj"
         tokens, choices = top_k_index.shape
         experts = top_k_index.reshape(-1)
-        rows = hidden_states.repeat_interleave(choices, 0)  # [T * k, I]: a row per token and choice
-        hidden = self._product(rows, first, experts, None)
+        hidden = self._product(hidden_states, first, experts, None)  # [T * k, ..]: a row per token and choice
         hidden = self._apply_gate(hidden) if self.has_gate else self.act_fn(hidden)
         hidden = self._product(hidden, "down_proj", experts, self.range_group)
         if getattr(self, "has_post_expert_norm", False):

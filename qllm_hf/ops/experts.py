@@ -25,8 +25,8 @@ from .registry import Request, linear
 def expert_product(x: Tensor, experts: Tensor, weight: PackedTensor, activation: Spec | None) -> Tensor:
     """y [N, O]: row n of x [N, I] times the packed matrix of expert `experts[n]`, of weight [E, O, I].
 
-    Only experts that are hit are read. Rows of an expert outside 0 .. E-1 (a token that belongs to another process)
-    become 0.
+    x may have fewer rows, [N / k, I]: then each is that of k neighbors, as of the k experts of a token. Only experts
+    that are hit are read. Rows of an expert outside 0 .. E-1 (a token that belongs to another process) become 0.
     """
     if not torch.compiler.is_compiling():
         return _product(x, experts, weight, activation)
@@ -48,11 +48,12 @@ def _product(x: Tensor, experts: Tensor, weight: PackedTensor, activation: Spec 
 
 
 def _loop(x: Tensor, experts: Tensor, weight: PackedTensor, activation: Spec | None) -> Tensor:
-    y = x.new_zeros(x.shape[0], weight.words.shape[1])
+    y = x.new_zeros(experts.shape[0], weight.words.shape[1])
+    choices = max(1, experts.shape[0] // max(1, x.shape[0]))
     for expert in torch.unique(experts).tolist():
         if 0 <= expert < weight.words.shape[0]:
             rows = torch.where(experts == expert)[0]
-            y = y.index_copy(0, rows, linear(x[rows], weight.part(expert), None, activation))
+            y = y.index_copy(0, rows, linear(x[rows // choices], weight.part(expert), None, activation))
     return y
 
 
@@ -114,4 +115,4 @@ def _opaque(
 
 @_opaque.register_fake
 def _(x: Tensor, experts: Tensor, words: Tensor, *rest: object) -> Tensor:
-    return x.new_empty(x.shape[0], words.shape[1])
+    return x.new_empty(experts.shape[0], words.shape[1])

@@ -80,7 +80,7 @@ def _refuses_format(
 def expert_product(x: Tensor, experts: Tensor, weight: PackedTensor, activation: Spec | None) -> Tensor:
     """y [N, O]: row n of x [N, I] times the packed matrix of expert `experts[n]`, of weight [E, O, I].
 
-    For what `linear` takes; nothing waits for the device.
+    x may have fewer rows, [N / k, I], each for k neighbors. For what `linear` takes; nothing waits for the device.
     """
     kernels, form = _kernels("experts"), _format(weight)
     chosen = experts if experts.dtype in kernels.INDEX_TYPES else experts.long()

@@ -35,6 +35,14 @@ def test_rows_of_other_processes_are_zero(outside):
     assert (y.abs().amax(-1) == 0).nonzero().flatten().tolist() == [3]
 
 
+@pytest.mark.parametrize("activation", ACTIVATIONS, ids=str)
+def test_rows_of_x_for_several_experts(activation):
+    x, chosen, weight = arguments(SPECS[0], tokens=12)
+    y = expert_product(x[:4], chosen, weight, activation)
+    torch.testing.assert_close(y, expert_product(x[:4].repeat_interleave(3, 0), chosen, weight, activation))
+    assert not y.allclose(expert_product(x[:4].repeat(3, 1), chosen, weight, activation))
+
+
 def test_no_rows():
     x, chosen, weight = arguments(SPECS[0], tokens=0)
     assert expert_product(x, chosen, weight, None).shape == (0, 12)

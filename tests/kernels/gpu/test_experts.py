@@ -86,6 +86,15 @@ def test_default_config(rows):
     assert not wrong(multiply(x, chosen, packed), x, chosen, packed).any()
 
 
+@pytest.mark.parametrize("ordered", [False, True], ids=["rows", "blocks"])
+def test_tokens_of_several_experts(ordered):
+    packed = weight(Spec(4, 64), (17, 129))
+    x, chosen = torch.randn(2, 129).half(), torch.tensor([1, 3, EXPERTS, 3, 0, 2])
+    y = multiply(x, chosen, packed, config=SMALL, ordered=ordered)
+    assert not wrong(y, x.repeat_interleave(3, 0), chosen, packed).any()
+    assert wrong(y, x.repeat(3, 1), chosen, packed)[1] > 8
+
+
 def test_strided_tokens_and_experts_of_a_larger_weight():
     packed = weight(Spec(4, 32), (16, 256))
     x, chosen = torch.randn(6, 512).half()[:, 200:456], torch.tensor([0, 1, 2, 1, 0, 3])
@@ -189,6 +198,8 @@ def test_launches_are_on_the_device_of_the_tokens(monkeypatch):
         {"x": torch.zeros(2, 128)},
         {"chosen": torch.zeros(3, dtype=torch.int64)},
         {"chosen": torch.zeros(2)},
+        {"chosen": torch.zeros(2, 1, dtype=torch.int64)},
+        {"x": torch.zeros(0, 128).half()},
         {"words": torch.zeros(4, 32, dtype=torch.int16)},
         {"words": torch.zeros(0, 4, 32, dtype=torch.int16)},
         {"words": torch.zeros(3, 4, 31, dtype=torch.int16)},

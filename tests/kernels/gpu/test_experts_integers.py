@@ -88,6 +88,16 @@ def test_a_wrong_code_is_found_in_the_rows_of_its_expert(ordered):
     assert (wrong(other, x, chosen, packed, activation) > 8).all()
 
 
+@pytest.mark.parametrize("ordered", [False, True], ids=["rows", "blocks"])
+def test_tokens_of_several_experts(ordered):
+    """With all that tokens have: scales, zero points and sums over groups."""
+    packed, activation = weight(Spec(8, 128), 17, 300), Spec(8, -1)
+    x, chosen = torch.randn(2, 300).half() + 1, torch.tensor([1, 3, EXPERTS, 3, 0, 2])
+    y = multiply(x, chosen, packed, activation, config=SMALL, ordered=ordered)
+    assert not wrong(y, x.repeat_interleave(3, 0), chosen, packed, activation).any()
+    assert wrong(y, x.repeat(3, 1), chosen, packed, activation)[1] > 8
+
+
 def test_a_row_that_is_not_finite_stays_alone():
     packed, activation = weight(Spec(4, 64)), Spec(8, -1)
     x, chosen = torch.randn(4, 300).half(), torch.tensor([0, EXPERTS, 1, 0])

@@ -47,14 +47,14 @@ def linear(
 ) -> Tensor:
     """y [M, O] in the dtype of x: row t is row t of x [M, K] times the packed weight number `chosen[t]` of [E, O, K].
 
-    K is `length`. chosen int64 or int32 [M]; rows whose expert is outside 0 .. E-1 become 0. words int16 [E, O, W],
-    scale [E, O, G] and zero_point uint8 [E, O, G], or None for symmetric codes, whose center is 2^(bits - 1).
-    `ordered` replaces what `takes_blocks` says.
+    K is `length`. x may have fewer rows, [M / n, K]: then each is that of n neighbors. chosen int64 or int32 [M]; rows
+    whose expert is outside 0 .. E-1 become 0. words int16 [E, O, W], scale [E, O, G] and zero_point uint8 [E, O, G], or
+    None for symmetric codes, whose center is 2^(bits - 1). `ordered` replaces what `takes_blocks` says.
 
     Raises:
         ValueError: `weights.refuses` or `weights.config_fault` says why, or shapes do not fit.
     """
-    M, (E, N) = x.shape[0], words.shape[:2]
+    M, (E, N) = chosen.shape[0], words.shape[:2]
     if ordered is None:
         ordered = takes_blocks(M, E)
     config = config or default_config(M, E, N, length, bits, group_size)
@@ -89,6 +89,7 @@ def linear(
             E,
             x.stride(0),
             **weights.constexprs(config, scale, zero_point, bits=bits, group_size=group_size, length=length),
+            CHOICES=M // x.shape[0],
             **weights.options(config),
         )
         if config.SPLITS > 1:
@@ -101,8 +102,10 @@ def fault_of_experts(x: Tensor, chosen: Tensor, words: Tensor, scale: Tensor, ze
     """Why there is no weight of an expert for each token, or None."""
     if words.dim() != 3 or words.shape[0] == 0:
         return f"words {list(words.shape)}: takes [E, O, W] of one expert or more"
-    if chosen.dtype not in INDEX_TYPES or list(chosen.shape) != [x.shape[0]]:
-        return f"experts {list(chosen.shape)} of {chosen.dtype}: takes int64 or int32 [{x.shape[0]}]"
+    if chosen.dtype not in INDEX_TYPES or chosen.dim() != 1:
+        return f"experts {list(chosen.shape)} of {chosen.dtype}: takes int64 or int32 [M]"
+    if chosen.shape[0] % max(1, x.shape[0]) or (chosen.shape[0] and not x.shape[0]):
+        return f"{x.shape[0]} tokens for {chosen.shape[0]} experts: takes as many for each"
     if scale.shape[:1] != words.shape[:1] or (zero_point is not None and zero_point.shape != scale.shape):
         zeros = "" if zero_point is None else f" and zero points {list(zero_point.shape)}"
         return f"scales {list(scale.shape)}{zeros}: takes those of {words.shape[0]} experts"
@@ -116,7 +119,8 @@ def _product_gate(bits: int, dtype: str, tokens: int, budget: float) -> Gate:
     pointers: dict[str, str | None] = {"y": "fp32" if config.SPLITS > 1 else dtype, "x": dtype, "chosen": "i64"}
     pointers |= {"order": ordered, "blocks": ordered, "words": "i16", "scale": dtype, "zero_point": "u8"}
     name = f"experts W{bits} {dtype} {tokens} tokens"
-    return weights.tile_gate(name, expert_product, bits, config, pointers, ("outputs", "experts", "x_stride"), budget)
+    integers = ("outputs", "experts", "x_stride")
+    return weights.tile_gate(name, expert_product, bits, config, pointers, integers, budget, CHOICES=8)
 
 
 _BUDGETS = {  # instructions per code: tokens one by one, in blocks of 8 and of 128

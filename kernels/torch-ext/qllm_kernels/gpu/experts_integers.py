@@ -41,12 +41,12 @@ def multiply(
     config: Config | None = None,
     ordered: bool | None = None,
 ) -> Tensor:
-    """As `experts.linear`, for tokens [M, K] that are quantized, with `integers.sums_over` for a weight: y [M, O].
+    """As `experts.linear`, for tokens that are quantized, with `integers.sums_over` for a weight: y [M, O].
 
     Raises:
         ValueError: `integers.refuses` or `weights.config_fault` says why, or shapes do not fit.
     """
-    M, (E, N), length = tokens.codes.shape[0], words.shape[:2], tokens.length
+    M, (E, N), length = chosen.shape[0], words.shape[:2], tokens.length
     if ordered is None:
         ordered = takes_blocks(M, E)
     config = config or default_config(M, E, N, length, bits, group_size)
@@ -80,6 +80,7 @@ def multiply(
             N,
             E,
             **_constexprs(config, bits, group_size, length, tokens.bits),
+            CHOICES=M // tokens.codes.shape[0],
             **weights.options(config),
         )
         if config.SPLITS > 1:
@@ -125,7 +126,11 @@ def _gate(bits: int, group_size: int, tokens: int, budget: float) -> Gate:
         f"experts W{bits}A8 g{group_size} {tokens} tokens",
         expert_product_of_integers,
         {**there, **dict.fromkeys(("tokens", "outputs", "experts"), "i32")},
-        {**_constexprs(config, bits, group_size, length, 8), **dict.fromkeys(pointers.keys() - there.keys())},
+        {
+            **_constexprs(config, bits, group_size, length, 8),
+            "CHOICES": 1,
+            **dict.fromkeys(pointers.keys() - there.keys()),
+        },
         elements=config.BLOCK_N * BLOCK.value,
         options=weights.options(config),
         expects="IMMA" if config.BLOCK_M == 8 else "IGMMA",

@@ -41,11 +41,12 @@ def expert_product(
     SPLITS: tl.constexpr,
     WARPS: tl.constexpr,
     STAGES: tl.constexpr,
+    CHOICES: tl.constexpr,
 ):
-    """One tile of y [tokens, outputs], or of y float32 [SPLITS, tokens, outputs]: see weights_tiles.py.
+    """One tile of y [rows, outputs], or of y float32 [SPLITS, rows, outputs]: see weights_tiles.py.
 
-    words, scale and zero_point are those of `experts` weights. Without `blocks` a program takes a token, with the
-    weight that `chosen` says; else one of the blocks that experts_order.py made, of its `order`.
+    words, scale and zero_point are those of `experts` weights. Without `blocks` a program takes a row, with the weight
+    that `chosen` says; else one of the blocks that experts_order.py made, of its `order`. x [rows / CHOICES, LENGTH].
     """
     split = tl.program_id(1)
     expert, token, there, row, empty = _taken(chosen, order, blocks, tokens, outputs, BLOCK_N, BLOCK_M)
@@ -57,7 +58,16 @@ def expert_product(
         return
     row_read = expert.to(tl.int64) * outputs + tl.minimum(row, outputs - 1)
     total = _of_floats(
-        *(x + token[None, :] * x_stride, words, scale, zero_point, row_read, there[None, :], split, tokens),
+        *(
+            x + (token // CHOICES)[None, :] * x_stride,
+            words,
+            scale,
+            zero_point,
+            row_read,
+            there[None, :],
+            split,
+            tokens,
+        ),
         *(LENGTH, BITS, GROUP_SIZE, WAY, READ, AT_ONCE, BLOCK_N, BLOCK_M, SPLITS, WARPS, STAGES),
     )
     store_tile(y, total, token, row, there, split, tokens, outputs, SPLITS)
@@ -86,6 +96,7 @@ def expert_product_of_integers(
     BLOCK_N: tl.constexpr,
     BLOCK_M: tl.constexpr,
     SPLITS: tl.constexpr,
+    CHOICES: tl.constexpr,
 ):
     """As `expert_product`, for tokens that are quantized: see integer_tiles.py. Parts have the scale of their token."""
     split = tl.program_id(1)
@@ -97,16 +108,17 @@ def expert_product_of_integers(
         store_tile(y, zeros, token, row, there, split, tokens, outputs, SPLITS)
         return
     row_read = expert.to(tl.int64) * outputs + tl.minimum(row, outputs - 1)
-    codes += token[None, :] * in_blocks(LENGTH)
+    vector = token // CHOICES
+    codes += vector[None, :] * in_blocks(LENGTH)
     if x_zero is not None:
-        x_zero += token
+        x_zero += vector
     if x_sums is not None:
-        x_sums += token
+        x_sums += vector
     total = _of_integers(
-        *(codes, x_zero, x_sums, words, scale, zero_point, row_read, there, split, tokens),
+        *(codes, x_zero, x_sums, words, scale, zero_point, row_read, there, split, tokens // CHOICES),
         *(LENGTH, BITS, GROUP_SIZE, SPAN, SPLITS, BLOCK_M, BLOCK_N),
     )
-    total *= tl.load(x_scale + token, there, other=0).to(tl.float32)[None, :]
+    total *= tl.load(x_scale + vector, there, other=0).to(tl.float32)[None, :]
     store_tile(y, total, token, row, there, split, tokens, outputs, SPLITS)
 
 

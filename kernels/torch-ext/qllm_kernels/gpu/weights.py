@@ -231,10 +231,12 @@ def tile_gate(
     pointers: Mapping[str, str | None],
     integers: Sequence[str],
     budget: float,
+    **more: int,
 ) -> Gate:
     """For a kernel around `weights_tiles.tile`, with groups of 128, or of 64 for up to 3 bits.
 
     pointers: the type of what each points to, or None where it is not there. integers: those that are multiples of 16.
+    more: further constexprs.
     """
     length, group_size = 16384, 64 if bits < 4 else 128
     groups = torch.empty((1, length // group_size), dtype=torch.uint8)
@@ -245,7 +247,7 @@ def tile_gate(
         name,
         function,
         {**there, "tokens": "i32", **dict.fromkeys(integers, "i32")},
-        {**constants, **dict.fromkeys(pointers.keys() - there.keys())},
+        {**constants, **more, **dict.fromkeys(pointers.keys() - there.keys())},
         elements=config.BLOCK_N * _BLOCK * constants["AT_ONCE"],
         options=options(config),
         expects="HMMA" if folded else "HGMMA",
