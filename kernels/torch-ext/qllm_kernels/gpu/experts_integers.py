@@ -8,14 +8,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from . import integers, weights
+from . import integers
 from .experts import fault_of_experts, takes_blocks
 from .experts_order import in_order
 from .experts_tiles import expert_product_of_integers
 from .gate import Gate
+from .integers import Config
 from .planar import BLOCK, in_blocks
 from .tokens import Tokens
-from .weights import SUM_SIZE, Config
+from .weights import SUM_SIZE
 from .weights_tiles import add_splits
 
 _MOST_TOKENS = 64  # of a tile: which tokens these are has to be kept in registers, too
@@ -25,8 +26,7 @@ def default_config(tokens: int, experts: int, outputs: int, length: int, bits: i
     """How to cut the products of tokens with weights [experts, outputs, length], if nobody knows better."""
     weights_read = max(1, min(tokens, experts))
     of_each = min(_MOST_TOKENS, -(-tokens // weights_read)) if takes_blocks(tokens, experts) else 1
-    cut = integers.default_config(of_each, weights_read * outputs, length, bits, group_size)._asdict()
-    return Config(**{name if name in Config._fields else name.upper(): size for name, size in cut.items()})
+    return integers.default_config(of_each, weights_read * outputs, length, bits, group_size)
 
 
 def multiply(
@@ -50,7 +50,8 @@ def multiply(
     if ordered is None:
         ordered = takes_blocks(M, E)
     config = config or default_config(M, E, N, length, bits, group_size)
-    fault = fault_of_experts(tokens.codes, chosen, words, scale, zero_point) or _fault(config, length)
+    fault = fault_of_experts(tokens.codes, chosen, words, scale, zero_point)
+    fault = fault or integers.config_fault(config, length)
     if fault is None:
         first = (words[0], scale[0], None if zero_point is None else zero_point[0])
         fault = integers._fault(tokens, *first, bits, group_size)
@@ -60,6 +61,9 @@ def multiply(
     if y.numel() == 0:
         return y
     chosen = chosen.contiguous()
+    span = integers._span(bits, group_size, length, tokens.bits)
+    last = integers._zero_points_last(bits, zero_point is not None, span, config)
+    with_sums = last and integers._has_sums(tokens, span)
     result = y if config.SPLITS == 1 else y.new_empty((config.SPLITS, M, N), dtype=torch.float32)
     order, blocks = in_order(chosen, E, config.BLOCK_M) if ordered else (None, None)
     tiles = (M if blocks is None else blocks.shape[1]) * -(-N // config.BLOCK_N)
@@ -69,7 +73,7 @@ def multiply(
             tokens.codes,
             tokens.scale,
             tokens.zero_point,
-            None if bits < 8 or zero_point is None else tokens.sums,
+            tokens.sums if with_sums else None,
             chosen,
             order,
             blocks,
@@ -79,9 +83,10 @@ def multiply(
             M,
             N,
             E,
-            **_constexprs(config, bits, group_size, length, tokens.bits),
+            **_constexprs(config, bits, group_size, length, span),
             CHOICES=M // tokens.codes.shape[0],
-            **weights.options(config),
+            num_warps=config.num_warps,
+            num_stages=config.num_stages,
         )
         if config.SPLITS > 1:
             grid = (-(-M * N // SUM_SIZE),)
@@ -89,23 +94,17 @@ def multiply(
     return y
 
 
-def _constexprs(config: Config, bits: int, group_size: int, length: int, activation_bits: int) -> dict[str, int]:
+def _constexprs(config: Config, bits: int, group_size: int, length: int, span: int) -> dict[str, int]:
     return {
         "LENGTH": length,
         "BITS": bits,
         "GROUP_SIZE": group_size if group_size > 0 else in_blocks(length),
-        "SPAN": integers._span(bits, group_size, length, activation_bits),
+        "SPAN": span,
+        "AT_ONCE": integers._at_once(config, length),
         "BLOCK_N": config.BLOCK_N,
         "BLOCK_M": config.BLOCK_M,
         "SPLITS": config.SPLITS,
     }
-
-
-def _fault(config: Config, length: int) -> str | None:
-    blocks = length // BLOCK.value
-    if config.SPLITS > max(1, blocks):
-        return f"SPLITS={config.SPLITS}: there are {blocks} whole blocks in a row"
-    return weights.config_fault(config)
 
 
 def _gate(bits: int, group_size: int, tokens: int, budget: float) -> Gate:
@@ -119,7 +118,9 @@ def _gate(bits: int, group_size: int, tokens: int, budget: float) -> Gate:
         "x_scale": "*bf16",
         "x_zero": "*i32",
     }
-    pointers |= {"x_sums": "*i32" if bits == 8 else None, "chosen": "*i64", "order": ordered, "blocks": ordered}
+    span = integers._span(bits, group_size, length, 8)
+    with_sums = integers._zero_points_last(bits, True, span, config)
+    pointers |= {"x_sums": "*i32" if with_sums else None, "chosen": "*i64", "order": ordered, "blocks": ordered}
     pointers |= {"words": "*i16", "scale": "*bf16", "zero_point": "*u8"}
     there = {name: kind for name, kind in pointers.items() if kind is not None}
     return Gate(
@@ -127,12 +128,12 @@ def _gate(bits: int, group_size: int, tokens: int, budget: float) -> Gate:
         expert_product_of_integers,
         {**there, **dict.fromkeys(("tokens", "outputs", "experts"), "i32")},
         {
-            **_constexprs(config, bits, group_size, length, 8),
+            **_constexprs(config, bits, group_size, length, span),
             "CHOICES": 1,
             **dict.fromkeys(pointers.keys() - there.keys()),
         },
-        elements=config.BLOCK_N * BLOCK.value,
-        options=weights.options(config),
+        elements=config.BLOCK_N * BLOCK.value * integers._at_once(config, length),
+        options={"num_warps": config.num_warps, "num_stages": config.num_stages},
         expects="IMMA" if config.BLOCK_M == 8 else "IGMMA",
         budget=budget,
         divisible=("outputs", "experts"),

@@ -93,6 +93,7 @@ def expert_product_of_integers(
     BITS: tl.constexpr,
     GROUP_SIZE: tl.constexpr,
     SPAN: tl.constexpr,
+    AT_ONCE: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_M: tl.constexpr,
     SPLITS: tl.constexpr,
@@ -115,8 +116,8 @@ def expert_product_of_integers(
     if x_sums is not None:
         x_sums += vector
     total = _of_integers(
-        *(codes, x_zero, x_sums, words, scale, zero_point, row_read, there, split, tokens // CHOICES),
-        *(LENGTH, BITS, GROUP_SIZE, SPAN, SPLITS, BLOCK_M, BLOCK_N),
+        *(codes, x_zero, x_sums, words, scale, zero_point, row_read, split, tokens // CHOICES),
+        *(LENGTH, BITS, GROUP_SIZE, SPAN, AT_ONCE, SPLITS, BLOCK_M, BLOCK_N),
     )
     total *= tl.load(x_scale + vector, there, other=0).to(tl.float32)[None, :]
     store_tile(y, total, token, row, there, split, tokens, outputs, SPLITS)

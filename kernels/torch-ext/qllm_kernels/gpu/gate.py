@@ -36,7 +36,7 @@ from .excess import EXCESS
 if TYPE_CHECKING:
     from .compiled import Compiled
 
-FILES = ("weights", "decode", "integers", "encode", "attention")
+FILES = ("weights", "weights_many", "experts", "experts_integers", "decode", "integers", "encode", "attention")
 TARGETS = ("cuda:90", "cuda:80", "cuda:89")
 OPTIONS: Mapping[str, Any] = {"num_warps": 4, "num_stages": 3}
 _BEFORE_HOPPER = {"HGMMA": "HMMA", "IGMMA": "IMMA"}  # what multiplies where four warps cannot do so together
