@@ -27,7 +27,6 @@ from .errors import CacheError
 from .kv_rows import KvFormat, RowFormat
 from .nn.activation import straight_through
 from .row_buffer import RowBuffer, append, compact
-from .uniform import fake_quantize
 
 # The layers whose code was read and found to treat keys and values as opaque rows. Some exist only in newer releases.
 ROW_LAYERS: tuple[type, ...] = tuple(
@@ -246,11 +245,11 @@ def simulated_layer_class(cls: type) -> type:
 
 def simulate(keys: Tensor, values: Tensor, kv_format: KvFormat) -> tuple[Tensor, Tensor]:
     """Keys and values [B, H, T, D] rounded to their grids, in floating point; gradients pass straight through."""
-    key_spec, value_spec = kv_format.keys(keys).spec, kv_format.values(values).spec
-    if key_spec is not None:
-        keys = straight_through(keys, fake_quantize(keys, key_spec))
-    if value_spec is not None:
-        values = straight_through(values, fake_quantize(values, value_spec))
+    key_rows, value_rows = kv_format.keys(keys), kv_format.values(values)
+    if key_rows.spec is not None:
+        keys = straight_through(keys, key_rows.simulate(keys))
+    if value_rows.spec is not None:
+        values = straight_through(values, value_rows.simulate(values))
     return keys, values
 
 

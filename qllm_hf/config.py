@@ -24,7 +24,7 @@ FORMAT = 1
 
 SCHEME_KEYS = tuple(field.name for field in fields(Scheme))
 # What may be changed while loading a packed checkpoint: everything that is not baked into its weights.
-RUNTIME_KEYS = ("a", "kv", "kv_group_size", "a_symmetric", "kv_symmetric")
+RUNTIME_KEYS = ("a", "kv", "kv_group_size", "a_symmetric", "kv_symmetric", "kv_rotate_keys")
 WEIGHT_KEYS = ("w", "w_group_size", "w_symmetric", "paper_exact")
 OTHER_KEYS = (
     "modules_to_not_convert",
@@ -39,6 +39,8 @@ OTHER_KEYS = (
 )
 # For the moment of quantizing only: what came of them is in `calibration`, `overrides` and the weights.
 TRANSIENT_KEYS = ("samples", "seqlen", "tokenizer", "bits_per_weight")
+NEWER_FLAGS = ("quantize_head", "kv_rotate_keys")
+"""Stored only where they are True, so that what was written before they existed compares equal."""
 SAMPLES, SEQLEN = 128, 512
 BUDGET_W = 4
 """Bits of weights until a budget has been spent: any but 16, with which none would be quantized."""
@@ -67,6 +69,8 @@ ALIASES = {
     "q_group_size": "w_group_size",
     "w_group": "w_group_size",
     "kv_group": "kv_group_size",
+    "hadamard": "kv_rotate_keys",
+    "rotate_keys": "kv_rotate_keys",
     "sym": "w_symmetric",
     "symmetric": "w_symmetric",
     "skip": "modules_to_not_convert",
@@ -86,6 +90,8 @@ class QllmConfig(QuantizationConfigMixin):
         w_group_size: weights per group along in_features (128); -1 per output channel, 0 per matrix.
         kv_group_size: elements per group along head_dim (128); the largest divisor of head_dim not above it is used.
         w_symmetric, a_symmetric, kv_symmetric: quantize without a zero point.
+        kv_rotate_keys: turn keys by a Hadamard matrix before they are quantized, and queries with them. It helps models
+            whose keys have a few large channels, at 4 bits and below; with others it changes little.
         paper_exact: the published arithmetic bit for bit, corner cases included.
         modules_to_not_convert: patterns of module names that stay in floating point, such as "*.down_proj" or
             "model.layers.0". The output head stays in floating point unless `quantize_head` says otherwise.
@@ -127,6 +133,7 @@ class QllmConfig(QuantizationConfigMixin):
     w_symmetric: bool
     a_symmetric: bool
     kv_symmetric: bool
+    kv_rotate_keys: bool
     paper_exact: bool
 
     def __init__(
@@ -140,6 +147,7 @@ class QllmConfig(QuantizationConfigMixin):
         w_symmetric: bool = UNSET,
         a_symmetric: bool = UNSET,
         kv_symmetric: bool = UNSET,
+        kv_rotate_keys: bool = UNSET,
         paper_exact: bool = UNSET,
         modules_to_not_convert: list[str] | None = None,
         overrides: Mapping[str, str] | None = None,
@@ -160,7 +168,7 @@ class QllmConfig(QuantizationConfigMixin):
         self.format = others.get("format", FORMAT)
         w = BUDGET_W if w is UNSET and bits_per_weight is not None else w
         values = dict(zip(SCHEME_KEYS, (w, a, kv, w_group_size, kv_group_size, w_symmetric, a_symmetric, kv_symmetric,
-                                        paper_exact), strict=True))  # fmt: skip
+                                        kv_rotate_keys, paper_exact), strict=True))  # fmt: skip
         self._budgeted: dict[str, tuple[int, int]] = {}
         self._given = tuple(key for key, value in values.items() if value is not UNSET)
         given: dict[str, Any] = {key: value for key, value in values.items() if value is not UNSET}
@@ -296,8 +304,9 @@ class QllmConfig(QuantizationConfigMixin):
             for key, value in self.__dict__.items()
             if not key.startswith("_") and key not in (*TRANSIENT_KEYS, "calibration")
         }
-        if not self.quantize_head:  # so that what was written before this option existed compares equal
-            del stored["quantize_head"]
+        for name in NEWER_FLAGS:
+            if not stored[name]:
+                del stored[name]
         summary = self.calibration if isinstance(self.calibration, Mapping) else None
         return copy.deepcopy({**stored, "calibration": dict(summary) if summary else None})
 
@@ -360,7 +369,7 @@ class QllmConfig(QuantizationConfigMixin):
         yield from self.to_dict().items()
 
     def __repr__(self) -> str:
-        shown = ("w_symmetric", "a_symmetric", "kv_symmetric", "paper_exact", *OTHER_KEYS)
+        shown = ("w_symmetric", "a_symmetric", "kv_symmetric", "kv_rotate_keys", "paper_exact", *OTHER_KEYS)
         defaults = QllmConfig()
         different = [key for key in shown if getattr(self, key) != getattr(defaults, key)]
         options = "".join(f", {key}={getattr(self, key)!r}" for key in different)

@@ -8,12 +8,14 @@ rounded up to a whole word. One tensor [B, H, T, R] then stands for the keys of 
 cache does with tokens and sequences (append, crop, reorder, repeat, roll, offload) is the same operation
 on rows as it was on vectors. Each token is quantized once, when it is written, and nothing it meets
 later changes it.
+
+Keys may be turned before they are quantized (`qllm_hf.rotation`). Then the rows stand for turned vectors, and `decode`
+turns them back; whoever multiplies them reads them as they are (`as_stored`) and turns the other factor.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from types import ModuleType
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -23,7 +25,10 @@ from . import native, on_gpu
 from .layout import group_count, row_words
 from .packed import PackedTensor, decode_reference, encode_reference
 from .packing import WORD
+from .rotation import rotate, rotation_size
 from .scheme import Scheme, Spec
+from .trials import difference, distance
+from .uniform import fake_quantize
 
 
 @dataclass(frozen=True)
@@ -33,6 +38,7 @@ class RowFormat:
     spec: Spec | None
     length: int
     dtype: torch.dtype
+    rotated: bool = False
 
     @property
     def words(self) -> int:
@@ -47,31 +53,60 @@ class RowFormat:
         assert self.spec is not None
         return row_words(self.length, self.spec.bits)
 
+    def as_stored(self) -> RowFormat:
+        """The format that takes rows for the vectors that were quantized, turned or not."""
+        return replace(self, rotated=False) if self.rotated else self
+
     def encode(self, x: Tensor) -> Tensor:
         """Rows int16 [.., words] of x [.., length]."""
-        if self.spec is None:
-            return _compact(x).view(WORD)
-        found = _compiled(x).encode_rows(x, self.spec, self.words) if self._is_for(x) else None
-        return self.encode_reference(x) if found is None else found
+        return _compact(x).view(WORD) if self.spec is None else self._encode(x, None)
 
     def encode_into(self, x: Tensor, rows: Tensor) -> None:
         """Write the rows of x [.., length] to `rows` int16 [.., words], which may be a part of a larger tensor."""
-        spec = self.spec
-        if spec is None or not self._is_for(x) or _compiled(x).encode_rows(x, spec, self.words, rows) is None:
+        if self.spec is None:
             rows.copy_(self.encode(x))
+        else:
+            self._encode(x, rows)
 
-    def _is_for(self, x: Tensor) -> bool:
-        return x.dtype == self.dtype and x.shape[-1] == self.length
+    def _encode(self, x: Tensor, rows: Tensor | None) -> Tensor:
+        spec, turned = self.spec, rotate(x) if self.rotated else x
+        assert spec is not None
+
+        def plain() -> Tensor:
+            made = self.as_stored().encode_reference(turned)
+            return made if rows is None else rows.copy_(made)
+
+        if x.dtype != self.dtype or x.shape[-1] != self.length:
+            return plain()
+        if on_gpu.is_for(x):
+            stored = self.as_stored()
+            return on_gpu.TRIALS.run(
+                ("packing of rows", stored),
+                lambda: on_gpu.encode_rows(turned, spec, self.words, rows),
+                lambda found: distance(
+                    stored.decode_reference(_ends(found)),
+                    stored.decode_reference(stored.encode_reference(_ends(turned))),
+                ),
+                plain,
+            )
+        found = native.encode_rows(turned, spec, self.words, rows)
+        return plain() if found is None else found
 
     def encode_reference(self, x: Tensor) -> Tensor:
         """As `encode` with a spec, in torch alone: for all that the kernels do not take, and to compare them with."""
         assert self.spec is not None
-        packed = encode_reference(x, self.spec)
+        packed = encode_reference(rotate(x) if self.rotated else x, self.spec)
         parts = [packed.words, _compact(packed.scale).view(WORD)]
         if packed.zero_point is not None:
             groups = packed.zero_point.shape[-1]
             parts.append(_compact(F.pad(packed.zero_point, (0, groups % 2))).view(WORD))
         return torch.cat(parts, -1)
+
+    def simulate(self, x: Tensor) -> Tensor:
+        """What `decode(encode(x))` gives with a spec, without rows in between."""
+        assert self.spec is not None
+        rounded = fake_quantize(rotate(x) if self.rotated else x, self.spec)
+        return rotate(rounded) if self.rotated else rounded
 
     def split(self, rows: Tensor) -> PackedTensor:
         """The packed tensor that quantized rows hold."""
@@ -87,19 +122,32 @@ class RowFormat:
 
     def decode(self, rows: Tensor) -> Tensor:
         """The vectors [.., length] that rows stand for."""
-        if self.spec is None:
+        spec = self.spec
+        if spec is None:
             return _compact(rows).view(self.dtype)
-        found = _compiled(rows).decode_rows(rows, self.spec, self.length, self.dtype)
-        return self.decode_reference(rows) if found is None else found
+        stored = self.as_stored()
+        if on_gpu.is_for(rows):
+            x = on_gpu.TRIALS.run(
+                ("unpacking of rows", stored),
+                lambda: on_gpu.decode_rows(rows, spec, self.length, self.dtype),
+                lambda found: difference(_ends(found), stored.decode_reference(_ends(rows))),
+                lambda: stored.decode_reference(rows),
+            )
+        else:
+            found = native.decode_rows(rows, spec, self.length, self.dtype)
+            x = stored.decode_reference(rows) if found is None else found
+        return rotate(x) if self.rotated else x
 
     def decode_reference(self, rows: Tensor) -> Tensor:
         """As `decode` with a spec, in torch alone."""
-        return decode_reference(self.split(rows), self.dtype)
+        found = decode_reference(self.split(rows), self.dtype)
+        return rotate(found) if self.rotated else found
 
 
-def _compiled(x: Tensor) -> ModuleType:
-    """The compiled code for the device of x."""
-    return on_gpu if x.device.type in on_gpu.DEVICES else native
+def _ends(x: Tensor) -> Tensor:
+    """The first and the last tokens of x [.., T, R], which are enough for a trial."""
+    few = 64
+    return x if x.dim() < 2 or x.shape[-2] <= 2 * few else torch.cat([x[..., :few, :], x[..., -few:, :]], -2)
 
 
 def _compact(x: Tensor) -> Tensor:
@@ -112,7 +160,7 @@ class KvFormat:
     """How a model's keys and values are cached.
 
     Attributes:
-        scheme: gives the bits, the group size and the symmetry.
+        scheme: gives the bits, the group size and the symmetry, and whether keys are turned.
         keys_only: only the first of the two cached tensors is quantized (multi-head latent attention).
     """
 
@@ -121,7 +169,8 @@ class KvFormat:
 
     def keys(self, x: Tensor) -> RowFormat:
         """The row format of keys x [B, H, T, D]."""
-        return RowFormat(self.scheme.kv_spec(x.shape[-1]), x.shape[-1], x.dtype)
+        rotated = self.scheme.kv_rotate_keys and rotation_size(x.shape[-1]) > 1
+        return RowFormat(self.scheme.kv_spec(x.shape[-1]), x.shape[-1], x.dtype, rotated)
 
     def values(self, x: Tensor) -> RowFormat:
         """The row format of values x [B, H, T, D]."""
@@ -129,4 +178,4 @@ class KvFormat:
 
     def __str__(self) -> str:
         name = str(Scheme(kv=self.scheme.kv, kv_group_size=self.scheme.kv_group_size))
-        return name + (" (keys only)" if self.keys_only else "")
+        return name + (" (keys only)" if self.keys_only else "") + (" (turned)" if self.scheme.kv_rotate_keys else "")

@@ -1,6 +1,7 @@
 """Quantize, pack and unpack on GPUs: the Triton kernels of `qllm_kernels.gpu`, where they can do it.
 
-As `native` on the CPU: the same bits as torch, and None where the caller has to go on in torch.
+As `native` on the CPU: the same bits as torch, and None where the caller has to go on in torch. On a GPU they have to
+prove it first: callers go through TRIALS.
 """
 
 from __future__ import annotations
@@ -16,9 +17,19 @@ from qllm_kernels import gpu
 
 from .ordinary import is_ordinary
 from .scheme import PER_TENSOR, Spec
+from .trials import Trials
 
 DEVICES = {"cuda"}
 """Types of devices whose tensors the kernels get. Tests add the CPU, in Triton's interpreter."""
+
+
+TRIALS = Trials("kernels for GPUs", f"{gpu.SETTING}=0 leaves all of them out.")
+"""Which of them gave the right answer in this process: these, and those for products and attention."""
+
+
+def is_for(x: Tensor) -> bool:
+    """Whether these functions may be asked about x at all: never in a graph that is being compiled."""
+    return x.device.type in DEVICES and not torch.compiler.is_compiling()
 
 
 def _takes(x: Tensor, spec: Spec) -> bool:

@@ -12,6 +12,7 @@ from .layout import group_count, row_words
 from .packing import WORD, pack, unpack
 from .pages import on_large_pages
 from .scheme import PER_TENSOR, Spec
+from .trials import difference, distance
 from .uniform import dequantize, quantize
 
 # Elements that are quantized at a time, so that intermediate results fit the processor's cache.
@@ -64,15 +65,27 @@ class PackedTensor(NamedTuple):
 
     def decode(self, dtype: torch.dtype | None = None) -> Tensor:
         """The tensor [..., K] that the codes mean, in the dtype of the scale or `dtype`."""
-        words, scale, zero_point, spec, length = self
-        code = on_gpu if words.device.type in on_gpu.DEVICES else native
-        found = code.decode(words, scale, zero_point, spec, length, dtype or scale.dtype)
+        dtype = dtype or self.scale.dtype
+        if on_gpu.is_for(self.words):
+            return on_gpu.TRIALS.run(
+                ("unpacking", self.spec, self.length, self.scale.dtype, dtype),
+                lambda: on_gpu.decode(*self, dtype),
+                lambda found: difference(_ends(found), decode_reference(self._ends(), dtype)),
+                lambda: decode_reference(self, dtype),
+            )
+        found = native.decode(*self, dtype)
         return decode_reference(self, dtype) if found is None else found
 
     def part(self, index: int | slice) -> PackedTensor:
         """Part of the tensor along its first dimension: an expert, or rows that have scales of their own."""
         zero_point = None if self.zero_point is None else self.zero_point[index]
         return self._replace(words=self.words[index], scale=self.scale[index], zero_point=zero_point)
+
+    def _ends(self) -> PackedTensor:
+        words, scale, zero_point = self[:3]
+        rows = max(1, _PIECE // self.length)
+        zero_point = None if zero_point is None else _ends(zero_point, rows)
+        return self._replace(words=_ends(words, rows), scale=_ends(scale, rows), zero_point=zero_point)
 
     def nbytes(self) -> int:
         """Bytes of words, scales and zero points."""
@@ -93,13 +106,34 @@ def decode_reference(packed: PackedTensor, dtype: torch.dtype | None = None) -> 
 
 def _encode_natively(x: Tensor, spec: Spec, scale_dtype: torch.dtype) -> PackedTensor | None:
     """x [..., K] packed by the kernels, or None where they do not take it."""
-    on_device = on_gpu.encode(x, spec, scale_dtype)
-    if on_device is not None:
-        return PackedTensor(*on_device, spec, x.shape[-1])
+    if on_gpu.is_for(x):
+        return _encode_on_gpu(x, spec, scale_dtype)
     if not native.takes(x, spec):
         return None
     packed = _empty(x, spec, scale_dtype)
     return packed if native.encode_into(x, packed.words, packed.scale, packed.zero_point, spec) else None
+
+
+def _encode_on_gpu(x: Tensor, spec: Spec, scale_dtype: torch.dtype) -> PackedTensor | None:
+    def encode() -> PackedTensor | None:
+        found = on_gpu.encode(x, spec, scale_dtype)
+        return None if found is None else PackedTensor(*found, spec, x.shape[-1])
+
+    def fault(found: PackedTensor | None) -> str | None:
+        assert found is not None
+        wanted = encode_reference(_ends(x), spec, scale_dtype)
+        return distance(decode_reference(found._ends()), decode_reference(wanted))
+
+    kind = ("packing", spec, x.shape[-1], x.dtype, scale_dtype)
+    packed: PackedTensor | None = on_gpu.TRIALS.run(kind, encode, fault, lambda: None)
+    return packed
+
+
+def _ends(x: Tensor, rows: int = 0) -> Tensor:
+    """The first and the last rows of x [..., K], or all of them where they are few: [R, K]."""
+    rows = rows or max(1, _PIECE // x.shape[-1])
+    flat = x.reshape(-1, x.shape[-1])
+    return flat if len(flat) <= 2 * rows else torch.cat([flat[:rows], flat[-rows:]])
 
 
 def _empty(x: Tensor, spec: Spec, scale_dtype: torch.dtype) -> PackedTensor:

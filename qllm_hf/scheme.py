@@ -70,10 +70,13 @@ class Scheme:
         kv_group_size: elements per group along head_dim; the largest divisor of head_dim not above it is used.
         w_symmetric, a_symmetric, kv_symmetric: no zero point. The study's code is asymmetric everywhere; its text
             says symmetric activations.
+        kv_rotate_keys: keys are turned by an orthonormal Hadamard matrix before they are quantized, and queries with
+            them (see `qllm_hf.rotation`): for models with a few channels of keys that are much larger than the others.
         paper_exact: the published arithmetic bit for bit, with its corner cases (see `qllm_hf.uniform`).
 
     Raises:
-        SchemeError: bits outside 2..8 and 16, a < 16 with w = 16, or a group size that cannot be.
+        SchemeError: bits outside 2..8 and 16, a < 16 with w = 16, a group size that cannot be, or rotated keys with
+            `paper_exact`.
 
     Source: arXiv 2402.18158 section 2 (naming), code of Qllm-Eval (defaults).
 
@@ -91,6 +94,7 @@ class Scheme:
     w_symmetric: bool = False
     a_symmetric: bool = False
     kv_symmetric: bool = False
+    kv_rotate_keys: bool = False
     paper_exact: bool = False
 
     def __post_init__(self) -> None:
@@ -105,9 +109,13 @@ class Scheme:
                 f"a={self.a} with w=16: activations are quantized only together with weights. "
                 f"Give w as well, for example W8A{self.a}."
             )
-        for name in ("w_symmetric", "a_symmetric", "kv_symmetric", "paper_exact"):
+        for name in ("w_symmetric", "a_symmetric", "kv_symmetric", "kv_rotate_keys", "paper_exact"):
             if not isinstance(getattr(self, name), bool):
                 raise SchemeError(f"{name}={getattr(self, name)!r}: give True or False.")
+        if self.kv_rotate_keys and self.paper_exact:
+            raise SchemeError(
+                "kv_rotate_keys=True with paper_exact=True: the study turns no keys. Leave one of them out."
+            )
         for group_name, group_size in (("w_group_size", self.w_group_size), ("kv_group_size", self.kv_group_size)):
             if isinstance(group_size, bool) or not isinstance(group_size, int) or group_size < PER_ROW:
                 raise SchemeError(

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import operator
 import re
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qllm_hf.config import ALIASES, FORMAT, OTHER_KEYS, RUNTIME_KEYS, SCHEME_KEYS, WEIGHT_KEYS, QllmConfig
+from qllm_hf.config import ALIASES, FORMAT, NEWER_FLAGS, OTHER_KEYS, RUNTIME_KEYS, SCHEME_KEYS, WEIGHT_KEYS, QllmConfig
 from qllm_hf.errors import CheckpointError, ConfigError, QllmError, SchemeError
 from qllm_hf.scheme import ALLOWED_BITS, FLOAT_BITS, Scheme
 
@@ -24,12 +25,17 @@ options = st.fixed_dictionaries(
         "w_symmetric": st.booleans(),
         "a_symmetric": st.booleans(),
         "kv_symmetric": st.booleans(),
-        "paper_exact": st.booleans(),
         "modules_to_not_convert": st.lists(st.sampled_from(("*.down_proj", "layers.1")), max_size=2),
         "overrides": st.dictionaries(st.sampled_from(("*.up", "layers.0")), st.sampled_from(("W8", "FP16", "W3A8"))),
         "quantize_routers": st.booleans(),
         "quantize_head": st.just(True),  # False is not stored
     },
+)
+options = st.builds(
+    operator.or_,
+    options,
+    # one of them at most
+    st.sampled_from(({}, {"kv_rotate_keys": True}, {"paper_exact": True}, {"paper_exact": False})),
 )
 
 
@@ -77,9 +83,10 @@ def test_dict_of_a_config_is_what_config_json_holds():
         "calibration": None,
         "input_scales": None,
     }
-    assert {"quant_method", *SCHEME_KEYS, *OTHER_KEYS} == set(dict(config)) | {"quantize_head"}
-    assert dict(QllmConfig(w=4, quantize_head=True))["quantize_head"] is True
-    assert "quantize_head" not in dict(QllmConfig(w=4, quantize_head=False)), "older configs compare equal"
+    assert {"quant_method", *SCHEME_KEYS, *OTHER_KEYS} == {*dict(config), *NEWER_FLAGS}
+    for name in NEWER_FLAGS:
+        assert dict(QllmConfig(w=4, **{name: True}))[name] is True
+        assert name not in dict(QllmConfig(w=4, **{name: False})), "older configs compare equal"
 
 
 def test_copies_are_independent():
@@ -306,6 +313,8 @@ def test_repr_names_the_scheme_and_what_differs_from_the_defaults():
     assert repr(config) == "QllmConfig(W4, modules_to_not_convert=['a'], overrides={'b': 'W8'})"
 
 
-@pytest.mark.parametrize("option", ["quantize_routers", "quantize_head", "w_symmetric", "kv_symmetric", "paper_exact"])
+@pytest.mark.parametrize(
+    "option", ["quantize_routers", "quantize_head", "w_symmetric", "kv_symmetric", "kv_rotate_keys", "paper_exact"]
+)
 def test_repr_names_every_flag(option):
     assert option in repr(QllmConfig(w=4, kv=4, **{option: True}))

@@ -19,6 +19,8 @@ LAYERS = {
     "errors": 0,
     "layout": 0,
     "drawing": 1,
+    "rotation": 1,
+    "trials": 1,
     "scheme": 1,
     "families": 1,
     "checkpoint": 1,

@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..ordinary import is_ordinary
+from ..rotation import rotate
 from . import graph
 from . import native as kernel
 from .registry import DEQUANTIZE, preferred, resolve
@@ -247,7 +248,11 @@ def _product(x: Any, rows: Any) -> Any:
         return NotImplemented
     if kernel.refuses_half(x, rows._source) is not None:
         return NotImplemented
-    return kernel.scores(x, rows._source) if turned else kernel.weighted(x, rows._source)
+    stored, is_rotated = rows._source.as_stored(), rows._source.format.rotated
+    if turned:
+        return kernel.scores(rotate(x) if is_rotated else x, stored)
+    found = kernel.weighted(x, stored)
+    return rotate(found) if is_rotated else found
 
 
 def _attention(
@@ -281,10 +286,10 @@ def _attention(
     scale = query.shape[-1] ** -0.5 if scale is None else float(scale)
     request = Request(query, keys, values, attn_mask, is_causal, scale)
     if graph.is_traced():
-        return graph.attention(request) if graph.takes(request) else NotImplemented
+        return graph.attention(request.as_stored()) if graph.takes(request) else NotImplemented
     chosen = resolve(request).chosen
     # decoded, what was asked for itself runs: with its own numbers
-    return NotImplemented if chosen is DEQUANTIZE else chosen.run(request)
+    return NotImplemented if chosen is DEQUANTIZE else chosen.run(request.as_stored())
 
 
 _METADATA: frozenset[Any] = frozenset(

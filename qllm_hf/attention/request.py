@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
 from ..kv_rows import RowFormat
+from ..rotation import rotate
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,10 @@ class KvRows:
     def decode(self) -> Tensor:
         """The vectors [B, H, T, D]."""
         return self.format.decode(self.rows)
+
+    def as_stored(self) -> KvRows:
+        """The same rows, for the vectors that were quantized: those of keys that are rotated stay so."""
+        return KvRows(self.rows, self.format.as_stored()) if self.format.rotated else self
 
     def part(self, start: int, stop: int) -> KvRows:
         """The tokens start .. stop - 1."""
@@ -52,6 +57,12 @@ class Request:
     scale: float
     softcap: float | None = None
     sinks: Tensor | None = None
+
+    def as_stored(self) -> Request:
+        """The same attention with keys as they are stored: where they are rotated, queries are as well."""
+        if not self.keys.format.rotated:
+            return self
+        return replace(self, query=rotate(self.query), keys=self.keys.as_stored())
 
     @property
     def group(self) -> int:

@@ -27,6 +27,9 @@ def quantize(
     w_symmetric: Annotated[bool, typer.Option("--w-symmetric", help="Weights without zero points.")] = False,
     a_symmetric: Annotated[bool, typer.Option("--a-symmetric", help="Activations without zero points.")] = False,
     kv_symmetric: Annotated[bool, typer.Option("--kv-symmetric", help="Keys and values without zero points.")] = False,
+    kv_rotate_keys: Annotated[
+        bool, typer.Option("--kv-rotate-keys", help="Turn keys by a Hadamard matrix before they are quantized.")
+    ] = False,
     paper_exact: Annotated[bool, typer.Option("--paper-exact", help="The study's arithmetic bit for bit.")] = False,
     quantize_routers: Annotated[bool, typer.Option("--quantize-routers", help="Routers of experts too.")] = False,
     method: Annotated[
@@ -91,6 +94,7 @@ def quantize(
             w_symmetric=w_symmetric,
             a_symmetric=a_symmetric,
             kv_symmetric=kv_symmetric,
+            kv_rotate_keys=kv_rotate_keys,
             paper_exact=paper_exact,
             quantize_routers=quantize_routers,
             quantize_head=quantize_head,
