@@ -151,9 +151,11 @@ def tile(
             else:
                 w = int8_bytes(tl.load(words.to(tl.pointer_type(tl.int8)) + place[None, :]))
             x = tl.load(codes + place[:, None])
+            if (part + 1) * SIZE % SPAN == 0:
+                factors = _factors(terms, block, part * SIZE, GROUP_SIZE, SPAN, BITS, BLOCK_N)
             sums, w_sums = _multiplied(sums, w_sums, w, x, x_zero, part * SIZE, SPAN)
             if (part + 1) * SIZE % SPAN == 0:
-                total += _scaled(sums, w_sums, terms, block, part * SIZE, GROUP_SIZE, SPAN, BITS)
+                total += _scaled(sums, w_sums, x_zero, factors)
 
     if REST > 0:
         if split == SPLITS - 1:
@@ -170,7 +172,8 @@ def tile(
                 w = tl.where(there, w, 0).to(tl.int8)
                 sums, w_sums = _multiplied(sums, w_sums, w, x, x_zero, part * PART, SPAN)
                 if SPAN <= 128 and ((part + 1) * PART % SPAN == 0 or (part + 1) * PART >= REST):
-                    total += _scaled(sums, w_sums, terms, block, part * PART, GROUP_SIZE, SPAN, BITS)
+                    factors = _factors(terms, block, part * PART, GROUP_SIZE, SPAN, BITS, BLOCK_N)
+                    total += _scaled(sums, w_sums, x_zero, factors)
     if SPAN > 128:
         total += _scaled_row(sums, w_sums, terms, split, BITS)
     return total
@@ -219,21 +222,39 @@ def _multiplied(sums, w_sums, w, x, x_zero, OFFSET: tl.constexpr, SPAN: tl.const
 
 
 @triton.jit
-def _scaled(
-    sums, w_sums, terms, block, OFFSET: tl.constexpr, GROUP_SIZE: tl.constexpr, SPAN: tl.constexpr, BITS: tl.constexpr
+def _factors(
+    terms,
+    block,
+    OFFSET: tl.constexpr,
+    GROUP_SIZE: tl.constexpr,
+    SPAN: tl.constexpr,
+    BITS: tl.constexpr,
+    BLOCK_N: tl.constexpr,
 ):
+    """What `_scaled` reads for a span: scales [N] and, with x_sums, minus zero points [N, 1] and sums of x [M].
+
+    Before the products, so that they are on their way meanwhile.
+    """
+    scale, zero_point, _, x_sums, tokens = terms
+    factor = tl.load(scale + _index(block, OFFSET, GROUP_SIZE)).to(tl.float32)
+    if x_sums is None:
+        return (factor,)
+    else:
+        x_sum = tl.load(x_sums + _index(block, OFFSET, SPAN) * tokens)
+        return factor, _minus_zero(zero_point, block, OFFSET, GROUP_SIZE, BITS, BLOCK_N), x_sum
+
+
+@triton.jit
+def _scaled(sums, w_sums, x_zero, factors):
     """What a span of up to 128 codes adds, float32 [N, M]: its integers stay exact, 128 * 255 * 255 is below 2^24."""
-    scale, zero_point, x_zero, x_sums, tokens = terms
-    group = _index(block, OFFSET, GROUP_SIZE)
     if x_zero is not None and w_sums.shape[1] == sums.shape[1]:
         sums += w_sums * x_zero[None, :]
-    if x_sums is not None:
-        x_sum = tl.load(x_sums + _index(block, OFFSET, SPAN) * tokens)
-        sums += _minus_zero(zero_point, block, OFFSET, GROUP_SIZE, BITS, sums.shape[0]) * x_sum[None, :]
+    if len(factors) > 1:
+        sums += factors[1] * factors[2][None, :]
     value = sums.to(tl.float32)
     if x_zero is not None and w_sums.shape[1] != sums.shape[1]:
         value -= tl.max(w_sums, 1)[:, None].to(tl.float32) * tl.load(x_zero)[None, :].to(tl.float32)
-    return value * tl.load(scale + group).to(tl.float32)[:, None]
+    return value * factors[0][:, None]
 
 
 @triton.jit
