@@ -9,6 +9,8 @@ import os
 import re
 import subprocess
 import sys
+from concurrent.futures import Future
+from concurrent.futures.process import BrokenProcessPool
 from importlib import metadata
 from pathlib import Path
 
@@ -19,7 +21,7 @@ import qllm_hf  # noqa: F401  (in a source tree it knows where the kernels are)
 pytest.importorskip("triton", reason="needs Triton")
 
 import qllm_kernels
-from qllm_kernels.gpu import gate, sass
+from qllm_kernels.gpu import gate, gate_run, sass
 from qllm_kernels.gpu.compiled import Compiled
 from qllm_kernels.gpu.excess import Excess
 from qllm_kernels.gpu.gate import TARGETS, Gate, faults, gates
@@ -217,6 +219,12 @@ def counted(target="cuda:90", per_element=1.5, spills=0, expected=1):
 def test_what_is_known_is_no_fault_up_to_there(monkeypatch, found, known, fault):
     monkeypatch.setattr(gate, "EXCESS", {} if known is None else {(GATE.name, found.target): known})
     assert fault in faults(GATE, found) if fault else faults(GATE, found) == []
+
+
+def test_compiler_that_ends_its_process_is_a_fault():
+    future = Future()
+    future.set_exception(BrokenProcessPool("a process ended"))
+    assert gate_run._result(future) == (None, ["does not compile: BrokenProcessPool: a process ended"])
 
 
 def test_excesses_are_of_gates():
