@@ -46,8 +46,8 @@ ifeq ($(shell uname -sm),Linux x86_64)
 endif
 
 # Kernels for GPUs in Triton's interpreter, which has to be chosen before anything is imported, and compiled for targets
-# that are not here. Triton is no extra: torch for CUDA wants the one that it comes with, and is there without it for
-# the CPU. The other tests run before, without Triton, as on most machines.
+# that are not here. Triton is no extra of the package: torch for CUDA wants the version that it comes with, and pip would
+# look for another torch. The other tests run before, without Triton, as on most machines without a GPU.
 test-gpu: $(INSTALLED)
 	$(call heading,Kernels for GPUs in the interpreter)
 	$(BIN)/python -c "import triton" 2>/dev/null || $(BIN)/pip install --quiet --no-compile --no-deps "triton>=3.6,<3.7"
