@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import cache_utils
-from transformers.cache_utils import CacheLayerMixin, DynamicLayer
+from transformers.cache_utils import CacheLayerMixin, DynamicLayer, StaticLayer
 
 from .attention import KvRows, lazy_pair
 from .errors import CacheError
@@ -179,6 +179,7 @@ def _packed_layer_class(cls: type) -> type:
     base_initialization = _on_rows(cls.lazy_initialization)  # type: ignore[attr-defined]
     base_update = _on_rows(cls.update)  # type: ignore[attr-defined]
     grows = cls.update is DynamicLayer.update  # type: ignore[attr-defined]
+    has_room = cls.update is StaticLayer.update  # type: ignore[attr-defined]
 
     def lazy_initialization(self: Any, *args: Any, **kwargs: Any) -> None:
         # hybrid layers also come here with the states of their linear attention, as keyword arguments
@@ -198,7 +199,9 @@ def _packed_layer_class(cls: type) -> type:
         else:
             rows = key_rows.encode(new_keys), value_rows.encode(new_values)
             keys, values = base_update(self, *rows, *args, **kwargs)
-        held_keys, held_values = KvRows(keys, key_rows), KvRows(values, value_rows)
+        # behind the tokens that there are is room, which the mask of a static cache hides
+        used = self.cumulative_length if has_room else None
+        held_keys, held_values = KvRows(keys, key_rows, used), KvRows(values, value_rows, used)
         if torch.is_grad_enabled() and (key_states.requires_grad or value_states.requires_grad):
             if self.is_compileable:
                 raise CacheError("no gradient flows through a static quantized cache. Train with use_cache=False.")

@@ -70,6 +70,7 @@ def attend(request: Request) -> Tensor:
         causal=request.causal,
         softcap=request.softcap,
         sinks=request.sinks,
+        tokens=request.used,
     )
     return out
 

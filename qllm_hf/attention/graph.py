@@ -83,6 +83,7 @@ def attention(request: Request) -> Tensor:
         request.keys.rows,
         request.values.rows,
         request.mask,
+        request.used,
         [keys.spec.bits, keys.spec.group_size, keys.length],
         [values.spec.bits, values.spec.group_size, values.length],
         keys.spec.symmetric,
@@ -99,6 +100,7 @@ def _opaque(
     key_rows: Tensor,
     value_rows: Tensor,
     mask: Tensor | None,
+    used: Tensor | None,
     key_format: list[int],
     value_format: list[int],
     keys_symmetric: bool,
@@ -106,18 +108,18 @@ def _opaque(
     causal: bool,
     scale: float,
 ) -> Tensor:
-    keys = _rows(key_rows, key_format, keys_symmetric, query.dtype)
-    values = _rows(value_rows, value_format, values_symmetric, query.dtype)
+    keys = _rows(key_rows, used, key_format, keys_symmetric, query.dtype)
+    values = _rows(value_rows, used, value_format, values_symmetric, query.dtype)
     request = Request(query, keys, values, mask, causal, scale)
     return attend(request).contiguous()
 
 
 @_opaque.register_fake
-def _(query: Tensor, key_rows: Tensor, value_rows: Tensor, mask: object, *rest: list[int]) -> Tensor:
+def _(query: Tensor, key_rows: Tensor, value_rows: Tensor, mask: object, used: object, *rest: list[int]) -> Tensor:
     (_, _, value_length), *_ = rest[1:]
     return query.new_empty((*query.shape[:-1], value_length))
 
 
-def _rows(rows: Tensor, numbers: list[int], symmetric: bool, dtype: torch.dtype) -> KvRows:
+def _rows(rows: Tensor, used: Tensor | None, numbers: list[int], symmetric: bool, dtype: torch.dtype) -> KvRows:
     bits, group_size, length = numbers
-    return KvRows(rows, RowFormat(Spec(bits, group_size, symmetric), length, dtype))
+    return KvRows(rows, RowFormat(Spec(bits, group_size, symmetric), length, dtype), used)

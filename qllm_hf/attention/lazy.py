@@ -13,7 +13,7 @@ of the decoding. Whoever does look into them, by whatever way, finds the right n
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
@@ -141,7 +141,7 @@ class TracedRows(LazyRows):
 class _DecodedRows(KvRows):
     """Rows and what they mean [B, H, T, D], which is traced once and not for each stage."""
 
-    decoded: Tensor
+    decoded: Tensor = field(kw_only=True)
 
     def decode(self) -> Tensor:
         """The vectors [B, H, T, D]."""
@@ -149,11 +149,11 @@ class _DecodedRows(KvRows):
 
     def part(self, start: int, stop: int) -> KvRows:
         """The tokens start .. stop - 1."""
-        return _DecodedRows(self.rows[:, :, start:stop], self.format, self.decoded[:, :, start:stop])
+        return _DecodedRows(self.rows[:, :, start:stop], self.format, decoded=self.decoded[:, :, start:stop])
 
 
 def _traced(rows: KvRows) -> LazyRows:
-    return TracedRows.of(_DecodedRows(rows.rows, rows.format, rows.decode()))
+    return TracedRows.of(_DecodedRows(rows.rows, rows.format, rows.used, decoded=rows.decode()))
 
 
 def _staged(decoded: Tensor, repeats: int, stage: Stage) -> Tensor:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -74,7 +75,17 @@ def _refuses_rows(x: Tensor, rows: KvRows) -> str | None:
 
 def attend(request: Request) -> Tensor:
     """The attention that a request means: [B, Hq, Tq, Dv] in the dtype of the query."""
-    return _call(_kernel().WHOLE, request, request.values.format.length)
+    return _call(_kernel().WHOLE, _without_room(request), request.values.format.length)
+
+
+def _without_room(request: Request) -> Request:
+    """The same attention, to the tokens that there are."""
+    mask, used = request.mask, request.used
+    if mask is None or used is None:
+        return request
+    count = int(used)
+    keys, values = request.keys.part(0, count), request.values.part(0, count)
+    return replace(request, keys=keys, values=values, mask=mask if mask.shape[-1] == 1 else mask[..., :count])
 
 
 def scores(query: Tensor, keys: KvRows) -> Tensor:

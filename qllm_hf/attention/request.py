@@ -12,10 +12,16 @@ from ..rotation import rotate
 
 @dataclass(frozen=True)
 class KvRows:
-    """Keys or values of a layer as they are cached: rows int16 [B, H, T, R] and what they mean."""
+    """Keys or values of a layer as they are cached: rows int16 [B, H, T, R] and what they mean.
+
+    Attributes:
+        used: int64 [] on their device, how many of the T tokens there are. Behind them is room, which a mask hides too;
+            None where there is no room.
+    """
 
     rows: Tensor
     format: RowFormat
+    used: Tensor | None = None
 
     @property
     def tokens(self) -> int:
@@ -63,6 +69,11 @@ class Request:
         if not self.keys.format.rotated:
             return self
         return replace(self, query=rotate(self.query), keys=self.keys.as_stored())
+
+    @property
+    def used(self) -> Tensor | None:
+        """How many of the tokens have to be read, int64 [] on their device; None for all."""
+        return None if self.mask is None else self.keys.used
 
     @property
     def group(self) -> int:

@@ -176,8 +176,8 @@ def test_gradients_decode(bodies):
 )
 @pytest.mark.parametrize("name", ["kernel", "dequantize"])
 def test_the_operator_keeps_to_its_declaration(name, mask):
-    described = [4, DIM, DIM]
-    arguments = (*tensors(), mask, described, described, False, False, False, 0.1)
+    described, used = [4, DIM, DIM], None if mask is None else torch.tensor(5)
+    arguments = (*tensors(), mask, used, described, described, False, False, False, 0.1)
     with prefer(name):
         torch.library.opcheck(graph._opaque, arguments)
 

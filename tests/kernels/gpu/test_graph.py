@@ -71,13 +71,29 @@ def test_the_operator_never_waits(monkeypatch, bodies, mask):
         "numbers": torch.randn(2, 1, 1, 40).half(),
         "numbers of each head": torch.randn(2, 4, 1, 40).half(),
     }
-    arguments = torch.randn(2, 4, 1, 64).half(), keys, values, masks[mask], *[[4, 32, 64]] * 2, *[False] * 3, 0.1
+    used = torch.tensor(40)
+    arguments = torch.randn(2, 4, 1, 64).half(), keys, values, masks[mask], used, *[[4, 32, 64]] * 2, *[False] * 3, 0.1
     monkeypatch.setattr(kernels, "is_ordinary", lambda _: True)  # it is looked at by a mode here
     with attention.prefer("interpreter"), NoWaiting():
         found = graph._opaque._init_fn(*arguments)
     assert len(bodies) == 1
     with attention.prefer("dequantize"):
         torch.testing.assert_close(found, graph._opaque(*arguments), atol=5e-3, rtol=0)
+
+
+def test_room_behind_the_tokens_is_not_read():
+    """How many there are is read where the kernel runs: the rest of a tile would spoil it, although it is hidden."""
+    form = RowFormat(Spec(4, 32, False), 64, torch.float16)
+    keys, values = (form.encode(torch.randn(2, 2, 40, 64).half()) for _ in range(2))
+    arguments = torch.randn(2, 4, 1, 64).half(), keys, values, (torch.arange(40) < 21).expand(2, 1, 1, 40)
+    rest = *[[4, 32, 64]] * 2, *[False] * 3, 0.1
+    with attention.prefer("interpreter"):
+        expected = graph._opaque(*arguments, torch.tensor(40), *rest)
+        keys[:, :, 21:] = -1  # scales that are no numbers
+        values[:, :, 21:] = -1
+        assert graph._opaque(*arguments, torch.tensor(40), *rest).isnan().any()
+        found = graph._opaque(*arguments, torch.tensor(21), *rest)
+    torch.testing.assert_close(found, expected, atol=1e-3, rtol=0)
 
 
 def test_waiting_would_be_noticed():
