@@ -23,7 +23,7 @@ DEVICES = {"cuda"}
 """Types of devices whose tensors the kernels get. Tests add the CPU, in Triton's interpreter."""
 
 
-TRIALS = Trials("kernels for GPUs", f"{gpu.SETTING}=0 leaves all of them out.")
+TRIALS = Trials("kernels for GPUs", f"{gpu.SETTING}={gpu.OFF} leaves all of them out.")
 """Which of them gave the right answer in this process: these, and those for products and attention."""
 
 

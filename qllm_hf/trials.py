@@ -84,9 +84,7 @@ def difference(found: Tensor, wanted: Tensor) -> str | None:
     Raises:
         Untestable: those wanted are not all finite.
     """
-    return _fault(
-        found, wanted, lambda off, size: (off.abs() / (size.abs() + size.square().mean(-1, True).sqrt())).amax()
-    )
+    return _fault(found, wanted, _largest_share)
 
 
 def distance(found: Tensor, wanted: Tensor) -> str | None:
@@ -98,12 +96,17 @@ def distance(found: Tensor, wanted: Tensor) -> str | None:
     return _fault(found, wanted, lambda off, size: off.norm() / size.norm())
 
 
+def _largest_share(off: Tensor, wanted: Tensor) -> Tensor:
+    size = wanted.abs() + wanted.square().mean(-1, keepdim=True).sqrt()
+    return torch.where(off == 0, 0.0, off.abs() / size).amax()  # a row of zeros is right if it is one
+
+
 def _fault(found: Tensor, wanted: Tensor, measure: Callable[[Tensor, Tensor], Tensor]) -> str | None:
     if found.shape != wanted.shape:
         return f"a result of {list(found.shape)} where {list(wanted.shape)} is right"
     if not wanted.numel():
         return None
-    wanted = wanted.float()
+    wanted = wanted.to(found.dtype).float()
     if not wanted.isfinite().all():
         raise Untestable
     off = found.float() - wanted

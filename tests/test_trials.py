@@ -113,6 +113,15 @@ def test_differences():
             compare(wanted, wanted / 0)
 
 
+def test_rows_of_zeros():
+    wanted = torch.randn(4, 8)
+    wanted[1] = 0
+    assert difference(wanted.clone(), wanted) is None
+    off = wanted.clone()
+    off[1, 3] = 1e-6
+    assert difference(off, wanted) is not None
+
+
 def test_large_numbers_and_rows_are_measured_by_themselves():
     wanted = torch.randn(4, 64)
     wanted[0] *= 1e4

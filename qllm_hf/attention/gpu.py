@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import functools
 import importlib
+from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from qllm_kernels import gpu
 
+from ..on_gpu import TRIALS
 from ..ordinary import is_ordinary
-from .request import Request
+from ..trials import difference
+from . import reference
+from .request import KvRows, Request
 
 INTERPRETED = gpu.INTERPRETED
 
@@ -60,6 +65,58 @@ def _refuses(request: Request) -> str | None:
 
 def attend(request: Request) -> Tensor:
     """The attention that a request means: [B, Hq, Tq, Dv] in the dtype of the query."""
+    return TRIALS.run(
+        _kind(request),
+        lambda: _attend(request),
+        lambda found: _fault(found, request),
+        lambda: reference.attend(request),
+    )
+
+
+def _kind(request: Request) -> tuple[object, ...]:
+    batch, heads, tokens, _ = request.keys.rows.shape
+    mask = request.mask
+    seen = None if mask is None else (mask.dtype, *(size > 1 for size in mask.shape))
+    return (
+        "attention", request.keys.format, request.values.format, request.query.shape[1:], seen, request.causal,
+        request.softcap is None, request.sinks is None, request.used is None,
+        heads, batch.bit_length(), tokens.bit_length(),
+    )  # fmt: skip
+
+
+def _fault(found: Tensor, request: Request) -> str | None:
+    """What is wrong with the result for the first or the last head, or None: the history of one is little to decode."""
+    batch, heads = request.keys.rows.shape[:2]
+    for sequence, head in {(0, 0), (batch - 1, heads - 1)}:
+        part = _of_head(request, sequence, head)
+        mine = found[sequence : sequence + 1, head * request.group : (head + 1) * request.group]
+        wanted = reference.attend(part)
+        if part.mask is not None:  # what sees nothing is 0 here, and anything in torch
+            seen = part.mask if part.mask.dtype == torch.bool else part.mask > -torch.inf
+            mine, wanted = (x.masked_fill(~seen.any(-1, keepdim=True), 0.0) for x in (mine, wanted))
+        wrong = difference(mine, wanted)
+        if wrong is not None:
+            return wrong
+    return None
+
+
+def _of_head(request: Request, sequence: int, head: int) -> Request:
+    """The part of a request that is of one key head of one sequence."""
+    one, of_head = slice(sequence, sequence + 1), slice(head * request.group, (head + 1) * request.group)
+    tokens = request.keys.tokens if request.used is None else int(request.used)
+    mask, sinks = request.mask, request.sinks
+    if mask is not None:
+        mask = mask.expand(*request.query.shape[:3], request.keys.tokens)[one, of_head, :, :tokens]
+    keys, values = (
+        KvRows(rows.rows[one, head : head + 1, :tokens], rows.format) for rows in (request.keys, request.values)
+    )
+    return replace(
+        request, query=request.query[one, of_head], keys=keys, values=values, mask=mask,
+        sinks=None if sinks is None else sinks[of_head],
+    )  # fmt: skip
+
+
+def _attend(request: Request) -> Tensor:
     out: Tensor = _kernels().attend(
         request.query,
         request.keys.rows,

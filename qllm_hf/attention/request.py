@@ -33,7 +33,7 @@ class KvRows:
 
     def as_stored(self) -> KvRows:
         """The same rows, for the vectors that were quantized: those of keys that are rotated stay so."""
-        return KvRows(self.rows, self.format.as_stored()) if self.format.rotated else self
+        return KvRows(self.rows, self.format.as_stored(), self.used) if self.format.rotated else self
 
     def part(self, start: int, stop: int) -> KvRows:
         """The tokens start .. stop - 1."""

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ..errors import ModelError
 from ..ops import Shortcut, linear
-from ..ordinary import is_plain
+from ..ordinary import is_ordinary
 from ..packed import PackedTensor
 from ..scheme import Spec
 from .activation import fake_quantize_rows
@@ -102,12 +102,14 @@ class PackedLinear(PackedModule, nn.Linear):
         input_scale = parameters["input_scale"]
         if input_scale is not None:
             x = x * input_scale.to(x.dtype)
-        if self.range_group is not None or not is_plain(x):
+        if self.range_group is not None or not is_ordinary(x):
             return self._product(x)
         if self.siblings is not None:
             result = self.siblings.product(self, x)
             if result is not None:
                 return result
+        if not x.is_cpu:
+            return self._product(x)
         if self._shortcut is not None:
             results = self._shortcut(x, self.stored())
             if results is not None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from ..ops import Shortcut
+from ..ops import Shortcut, linear_many
 
 if TYPE_CHECKING:
     from .linear import PackedLinear
@@ -35,7 +35,7 @@ class Siblings:
         self._kept: tuple[Tensor, int, dict[int, Tensor]] | None = None
 
     def product(self, layer: PackedLinear, x: Tensor) -> Tensor | None:
-        """What `layer` makes of x, for which `is_plain` holds; None where it has to compute it alone."""
+        """What `layer` makes of x, for which `is_ordinary` holds; None where it has to compute it alone."""
         kept = self._kept
         if kept is not None and kept[0] is x and not x.is_inference() and kept[1] == x._version:
             result = kept[2].pop(id(layer), None)
@@ -58,9 +58,11 @@ class Siblings:
             results = self._shortcut(x, [tensor for layer in self.layers for tensor in layer.stored()])
             if results is not None:
                 return results
-        first = self.layers[0]
+        activation = self.layers[0].activation_spec
         pairs = [(layer.packed("weight"), layer.bias) for layer in self.layers]
-        self._shortcut = Shortcut.of(x, pairs, first.activation_spec)
+        if not x.is_cpu:
+            return linear_many(x, pairs, activation)
+        self._shortcut = Shortcut.of(x, pairs, activation)
         if self._shortcut is None:
             return None
         return self._shortcut(x, [tensor for layer in self.layers for tensor in layer.stored()])

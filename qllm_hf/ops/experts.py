@@ -15,10 +15,11 @@ import torch
 from torch import Tensor
 
 from ..choices import Choices
+from ..on_gpu import TRIALS
 from ..ordinary import is_ordinary
 from ..packed import PackedTensor
 from ..scheme import PER_ROW, Spec
-from . import gpu, registry
+from . import gpu, registry, right
 from .registry import Request, linear
 
 
@@ -57,6 +58,16 @@ def _loop(x: Tensor, experts: Tensor, weight: PackedTensor, activation: Spec | N
     return y
 
 
+def _on_gpu(x: Tensor, experts: Tensor, weight: PackedTensor, activation: Spec | None) -> Tensor:
+    sizes = x.shape[0].bit_length(), experts.shape[0].bit_length()
+    return TRIALS.run(
+        ("products of experts", x.dtype, sizes, activation, weight.words.shape, weight.scale.dtype, weight.spec),
+        lambda: gpu.expert_product(x, experts, weight, activation),
+        lambda found: right.fault_of_experts(found, x, experts, weight, activation),
+        lambda: _loop(x, experts, weight, activation),
+    )
+
+
 @dataclass(frozen=True)
 class Implementation:
     """One way to multiply with experts; `refuses` gives the reason why it cannot take a request, or None."""
@@ -75,7 +86,7 @@ def _kernels(name: str, summary: str) -> Implementation:
         chosen = registry.resolve(request).chosen.name
         return None if chosen == name else f"a single matrix takes {chosen} here"
 
-    return Implementation(name, summary, gpu.expert_product, refuses)
+    return Implementation(name, summary, _on_gpu, refuses)
 
 
 EXPERTS = (

@@ -17,9 +17,10 @@ from torch import Tensor
 
 from qllm_kernels import gpu
 
+from ..on_gpu import TRIALS
 from ..ordinary import is_ordinary
 from ..scheme import PER_ROW, Spec
-from . import graph, reference
+from . import graph, reference, right
 from .graph import Pair
 
 if TYPE_CHECKING:
@@ -109,6 +110,16 @@ def linear_many(x: Tensor, pairs: Sequence[Pair], activation: Spec | None) -> li
 
 
 def _products(x: Tensor, pairs: Sequence[Pair], activation: Spec | None) -> list[Tensor]:
+    formats = tuple((weight.words.shape, weight.scale.dtype, weight.spec, bias is None) for weight, bias in pairs)
+    return TRIALS.run(
+        ("products", x.dtype, x.shape[:-1].numel().bit_length(), activation, formats),
+        lambda: _multiplied(x, pairs, activation),
+        lambda found: right.fault_of_products(found, x, pairs, activation),
+        lambda: [reference.linear(x, weight, bias, activation) for weight, bias in pairs],
+    )
+
+
+def _multiplied(x: Tensor, pairs: Sequence[Pair], activation: Spec | None) -> list[Tensor]:
     vectors = x.reshape(-1, x.shape[-1])
     if activation is not None:
         found = _of_integers(vectors, pairs, activation)

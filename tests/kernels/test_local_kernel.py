@@ -39,7 +39,7 @@ def need_the_package():
 
 def run(code, **settings):
     """What a Python process prints that sees neither these sources nor the Hub."""
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "QLLM_HF_GPU": "1", **settings}
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", **settings}
     environment.pop("TRITON_INTERPRET", None)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=300)
     assert not done.returncode, done.stderr

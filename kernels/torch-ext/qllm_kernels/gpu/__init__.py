@@ -22,14 +22,28 @@ def _no_triton() -> str | None:
     return None
 
 
-SETTING = "QLLM_HF_GPU"
+SETTING, OFF = "QLLM_HF_GPU", "off"
+OLDEST = (8, 0)
+"""Compute capability of the oldest GPUs that the kernels are compiled for."""
 
 
 def missing() -> str | None:
     """Why no kernel for GPUs runs here, or None."""
-    if not INTERPRETED and os.environ.get(SETTING) != "1":
-        return f"nobody has run these kernels on a GPU yet: {SETTING}=1 uses them"
-    reason = _no_triton()
-    if reason is None and not INTERPRETED and not torch.cuda.is_available():
+    setting = os.environ.get(SETTING) or None
+    if setting == OFF:
+        return f"turned off by {SETTING}={OFF}"
+    if setting is not None:
+        return f"{SETTING}={setting!r}: allowed is {OFF}"
+    return _no_triton() or (None if INTERPRETED else _no_gpu())
+
+
+@functools.cache
+def _no_gpu() -> str | None:
+    if not torch.cuda.is_available():
         return "torch finds no GPU"
-    return reason
+    if torch.version.hip is not None:
+        return "the kernels have assembly for GPUs of NVIDIA"
+    oldest = min(torch.cuda.get_device_capability(device) for device in range(torch.cuda.device_count()))
+    if oldest < OLDEST:
+        return f"a GPU of compute capability {oldest[0]}.{oldest[1]}: takes {OLDEST[0]}.{OLDEST[1]} and newer"
+    return None
