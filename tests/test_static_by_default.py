@@ -2,6 +2,7 @@
 
 import copy
 import json
+import pickle
 
 import pytest
 import torch
@@ -116,7 +117,11 @@ def test_nothing_of_it_is_kept(tmp_path, caches):
     assert model.generation_config.cache_implementation is None
     model.save_pretrained(tmp_path)
     assert "static" not in json.dumps([json.loads(file.read_text()) for file in tmp_path.glob("*config.json")])
-    for other in (AutoModelForCausalLM.from_pretrained(tmp_path), copy.deepcopy(model)):
+    for other in (
+        AutoModelForCausalLM.from_pretrained(tmp_path),
+        copy.deepcopy(model),
+        pickle.loads(pickle.dumps(model)),
+    ):
         caches.clear()
         other.generate(ids, max_new_tokens=2, do_sample=False)
         assert caches == [StaticCache]
