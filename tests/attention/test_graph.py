@@ -1,5 +1,6 @@
 """In a graph that is being compiled attention to packed rows is one operator, and nothing is decoded for it."""
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from compiled_graphs import LENGTH, Graphs, steps
 from tiny_models import MODELS, float_model, on_one_thread, prompt
+from torch._inductor.utils import fresh_cache, run_and_get_code
 from transformers import CompileConfig, StaticCache
 
 from qllm_hf import native as library
@@ -290,12 +292,16 @@ def test_generate_compiles_the_decoding_step(bodies, name):
 @torch.no_grad()
 @pytest.mark.slow
 def test_with_the_backend_that_users_have(bodies):
-    """Inductor writes C++ for all that is around the operator."""
+    """Inductor writes C++ for all that is around the operator, and gives it the rows of the cache themselves."""
     model = quantize_(float_model("llama"), "KV4")
     wanted = steps(model, model, "llama")
     bodies.clear()
-    found = steps(model, torch.compile(model.__call__, fullgraph=True), "llama")
+    with fresh_cache():
+        found, code = run_and_get_code(steps, model, torch.compile(model.__call__, fullgraph=True), "llama")
     assert len(bodies) == 8 * 2
+    calls = re.findall(r"qllm_hf\.attention\.default\((\w+), (\w+), (\w+)", "\n".join(code))
+    assert len(calls) >= 2
+    assert all(rows.startswith("arg") for _, *both in calls for rows in both), "the whole cache is copied at each step"
     torch.testing.assert_close(
         found, wanted, atol=2e-2, rtol=0
     )  # its sums round differently, now and then to other codes
