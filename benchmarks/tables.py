@@ -442,6 +442,8 @@ GATES = (
     (r"^(W\d) bf16 1 tokens$", "products, A16, a token", "{1}"),
     (r"^(W\d) bf16 (\d+) tokens$", "products, A16, {2} tokens", "{1}"),
     (r"^(W\d)A8 (g-?\d+)( symmetric)?, (a token|\d+ tokens|many tokens)$", "products, A8, {4}", "{1} {2}{3}"),
+    (r"^experts (W\d) bf16 (\d+) tokens$", "64 experts, A16, {2} tokens", "{1}"),
+    (r"^experts (W\dA8 g-?\d+) (\d+) tokens$", "64 experts, A8, {2} tokens", "{1}"),
     (r"^tokens (.*)$", "tokens to integers", "{1}"),
     (r"^(KV\d g\d+)$", "attention", "{1}"),
     (r"^decode (W\d g\d+) of 4096$", "decoding weights", "{1}"),

@@ -36,11 +36,15 @@ _SPILLED = "a few registers short of the 168 that ptxas gives it, 3 and 1 reads 
 _FULL = "the sums of a tile of 128 outputs and 128 tokens leave too few registers"
 _WARPS = "the tile is that of Hopper; here warps that differ in tokens only unpack the same codes"
 
+_ODD = "planes of vectors of 100 numbers share no boundary with groups of 25, so that each code finds its own"
+
 EXCESS = {
     ("W4A8 g128, 64 tokens", "cuda:90"): Excess(_GROUPS, 4.4),
     ("W4A8 g128, many tokens", "cuda:90"): Excess(_GROUPS, 6.1),
     ("W4A8 g64, many tokens", "cuda:90"): Excess(_GROUPS, 6.6),
     ("W8A8 g128, many tokens", "cuda:90"): Excess(_GROUPS, 4.7),
+    ("experts W4A8 g128 8192 tokens", "cuda:90"): Excess(_GROUPS, 4.5),
+    ("KV4 g25, head dim 100", "cuda:89"): Excess(_ODD, spills=12),
     ("W4A8 g128, many tokens", "cuda:89"): Excess(_FULL, spills=14),
     ("W2 bf16 1 tokens", "cuda:80"): Excess(_SPILLED, spills=10),
     ("W2 fp16 1 tokens", "cuda:80"): Excess(_SPILLED, spills=6),

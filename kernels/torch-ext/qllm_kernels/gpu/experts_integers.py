@@ -107,7 +107,7 @@ def _constexprs(config: Config, bits: int, group_size: int, length: int, span: i
     }
 
 
-def _gate(bits: int, group_size: int, tokens: int, budget: float) -> Gate:
+def _gate(bits: int, group_size: int, tokens: int) -> Gate:
     """64 experts of 1024 outputs each, and zero points on both sides."""
     length = 4096
     config = default_config(tokens, 64, 1024, length, bits, group_size)
@@ -135,18 +135,18 @@ def _gate(bits: int, group_size: int, tokens: int, budget: float) -> Gate:
         elements=config.BLOCK_N * BLOCK.value * integers._at_once(config, length),
         options={"num_warps": config.num_warps, "num_stages": config.num_stages},
         expects="IMMA" if config.BLOCK_M == 8 else "IGMMA",
-        budget=budget,
+        budget=integers.PRODUCTS if tokens >= 64 * 128 else integers.MEMORY * bits,
         divisible=("outputs", "experts"),
         targets=("cuda:90",),
     )
 
 
-GATES = (  # budgets as in integers.py
-    _gate(2, 128, 8, 2.9),
-    _gate(3, 128, 8, 3.5),
-    _gate(4, 128, 8, 3.2),
-    _gate(4, 128, 512, 3.2),
-    _gate(4, 128, 8192, 6.6),
-    _gate(8, 128, 8, 2.5),
-    _gate(8, -1, 8192, 1.8),
+GATES = (
+    _gate(2, 128, 8),
+    _gate(3, 128, 8),
+    _gate(4, 128, 8),
+    _gate(4, 128, 512),
+    _gate(4, 128, 8192),
+    _gate(8, 128, 8),
+    _gate(8, -1, 8192),
 )

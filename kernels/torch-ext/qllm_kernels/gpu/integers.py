@@ -273,7 +273,7 @@ def _product_gate(
         elements=config.BLOCK_N * _BLOCK * _at_once(config, length),
         options={"num_warps": config.num_warps, "num_stages": config.num_stages},
         expects="IMMA" if config.BLOCK_M == 8 else "IGMMA",
-        budget={"cuda:90": _PRODUCTS if tokens >= 128 else _MEMORY * bits},
+        budget={"cuda:90": PRODUCTS if tokens >= 128 else MEMORY * bits},
         divisible=("outputs",),
     )
 
@@ -301,7 +301,7 @@ def _tokens_gate(bits: int, symmetric: bool, sums: int = 0) -> Gate:
 
 # Instructions that a Hopper GPU has time for: while it reads a bit of a code, and for a code beside its products with
 # 128 tokens on tensor cores. Older ones have no budget.
-_MEMORY, _PRODUCTS = 3.9 / 4, 4.0
+MEMORY, PRODUCTS = 3.9 / 4, 4.0
 GATES = (
     _product_gate("a token", 2, 128, 1),
     _product_gate("a token", 3, 128, 1),
