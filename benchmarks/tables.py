@@ -474,6 +474,16 @@ def gpu_gate() -> str:
     return table(["", "instructions per number, of those allowed", "registers", "tensor cores"], lines)
 
 
+def rotation() -> str:
+    """Divergence with and without rotated keys."""
+    found: dict[str, list[str]] = {}
+    for row in rows("rotation"):
+        found.setdefault(row["scheme"], []).extend(f"{float(row[column]):.2g}" for column in ("plain", "rotated"))
+    factors = list(dict.fromkeys(row["times_larger"] for row in rows("rotation")))
+    names = ["keys as they are" if factor == "1" else f"two channels {factor} times" for factor in factors]
+    return table(["", *(cell for name in names for cell in (name, "rotated"))], [[k, *v] for k, v in found.items()])
+
+
 FILES: dict[Path, dict[str, Callable[[], str]]] = {
     REPO / "README.md": {
         "abilities": abilities,
@@ -483,7 +493,7 @@ FILES: dict[Path, dict[str, Callable[[], str]]] = {
         "caches": caches,
         "loading": loading,
     },
-    REPO / "docs" / "choosing.md": {"cost": cost, "speed": speed},
+    REPO / "docs" / "choosing.md": {"cost": cost, "speed": speed, "rotation": rotation},
     REPO / "docs" / "kernels.md": {
         "linear": linear,
         "attention": attention,

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from compiled_graphs import steps
+from rotation import enlarge_channels_
 from tiny_models import float_model, on_one_thread, prompt
 
 from qllm_hf import QllmConfig, quantize_
@@ -53,21 +54,10 @@ def test_compiled_graphs_rotate_queries_too():
     assert (found - wanted).norm() < 1e-5 * wanted.norm()
 
 
-def with_large_channels(model, factor=24.0):
-    """The same model, two channels of whose keys are larger, and those of its queries smaller by as much."""
-    for layer in model.model.layers:
-        attention = layer.self_attn
-        half = attention.head_dim // 2
-        for projection, by in ((attention.k_proj, factor), (attention.q_proj, 1 / factor)):
-            heads = projection.weight.data.view(-1, attention.head_dim, projection.in_features)
-            heads[:, [3, 3 + half]] *= by  # what the rotary embedding mixes
-    return model
-
-
 @torch.no_grad()
 @pytest.mark.parametrize(("bits", "times"), [(4, 3), (3, 1.5)])  # values are quantized as well, rotated or not
 def test_it_helps_where_a_few_channels_are_large(bits, times):
-    model = with_large_channels(load_model("reference", None, dtype="float32").eval())
+    model = enlarge_channels_(load_model("reference", dtype="float32").eval(), 24)
     ids = torch.randint(5, 200, (2, 120), generator=torch.Generator().manual_seed(0))
     wanted = model(ids).logits.log_softmax(-1)
 
