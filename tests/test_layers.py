@@ -71,8 +71,9 @@ LAYERS = {
     "figures": 16,
     "page": 17,
     "publishing": 17,
-    "cli": 18,
-    "__main__": 19,
+    "demo": 18,
+    "cli": 19,
+    "__main__": 20,
 }
 # These two hand out the rest of the package on demand. What they import late, or for the type checker only,
 # is not checked; what they import at once is, and __init__'s low number keeps `import qllm_hf` cheap.
@@ -217,7 +218,7 @@ HELP = "sys.argv = ['qllm-hf', '--help']\ntry: main()\nexcept SystemExit as stop
 
 @pytest.mark.parametrize("act", ["", HELP], ids=["import", "help"])
 def test_command_line_starts_without_torch(act, tmp_path):
-    check = "heavy = {'torch', 'transformers'} & set(sys.modules)\nassert not heavy, heavy"
+    check = "heavy = {'torch', 'transformers', 'gradio'} & set(sys.modules)\nassert not heavy, heavy"
     code = f"import sys\nfrom {PACKAGE}.cli.main import main\n{act}\n{check}"
     # Elsewhere than in the repository, whose package folder would come before the installed one.
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)

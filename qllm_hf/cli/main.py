@@ -10,6 +10,7 @@ from qllm_hf import __version__
 
 from .bench import bench
 from .card import card
+from .demo import demo
 from .env import env
 from .evaluate import evaluate
 from .generate import generate
@@ -33,7 +34,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 COMMANDS = (
-    *(quickstart, quantize, generate),
+    *(quickstart, demo, quantize, generate),
     *(evaluate, sweep, report, tasks),
     *(recommend, published, stats, bench),
     *(card, push),
@@ -60,6 +61,7 @@ def _program(
     \b
     Examples:
       qllm-hf quickstart
+      qllm-hf demo
       qllm-hf quantize path/to/model --scheme W4KV8 -o model-w4kv8
       qllm-hf generate model-w4kv8 "Once upon a time"
       qllm-hf evaluate model-w4kv8 --tasks mini

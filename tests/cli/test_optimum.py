@@ -15,6 +15,7 @@ import pytest
 from typer.models import ArgumentInfo
 from typer.testing import CliRunner
 
+from qllm_hf.cli.demo import demo
 from qllm_hf.cli.env import env
 from qllm_hf.cli.generate import generate
 from qllm_hf.cli.main import COMMANDS, app
@@ -23,7 +24,7 @@ from qllm_hf.cli.stats import stats
 
 pytest.importorskip("optimum.commands.base", reason="needs optimum: pip install 'qllm-hf[optimum]'")
 
-ONLY_OURS = (quickstart, generate, stats, env)
+ONLY_OURS = (quickstart, demo, generate, stats, env)
 PLUG_INS = "optimum.commands.register"
 SOURCE = Path(__file__).resolve().parents[2] / "qllm_hf" / "cli" / "optimum_register" / "register_qllm.py"
 

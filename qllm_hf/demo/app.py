@@ -1,0 +1,116 @@
+"""The page as `gradio.Blocks`, and the server that carries it. Nothing is sent anywhere that a visitor did not name."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from importlib.resources import files
+from typing import Any, Final
+
+from .. import __version__
+from ..errors import MissingExtraError
+from .host import Host
+
+TITLE: Final = "What bits cost"
+WELCOME: Final = (
+    "# What bits cost\n\nA language model with fewer bits for its weights, activations and KV cache takes less memory. "
+    "Try what it still says, see what it can still do, and find out how few bits are enough."
+)
+MCP_MISSING: Final = "No MCP server: it needs the package mcp. Run: pip install 'gradio[mcp]'"
+MCP_THERE: Final = "MCP server at {url}gradio_api/mcp/"
+
+
+def require_gradio() -> None:
+    """Raises MissingExtraError if gradio is not installed."""
+    os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read once, when gradio is imported
+    try:
+        import gradio  # noqa: F401
+    except ModuleNotFoundError as error:
+        if error.name != "gradio":
+            raise
+        raise MissingExtraError("the page needs gradio. Run: pip install 'qllm-hf[demo]'") from None
+
+
+def has_mcp() -> bool:
+    """Whether the package is installed that gradio's MCP server needs; without it, gradio goes on without a word."""
+    return importlib.util.find_spec("mcp") is not None
+
+
+def build(host: Host) -> Any:
+    """The page as `gradio.Blocks`.
+
+    Raises:
+        MissingExtraError: gradio or matplotlib is not installed.
+    """
+    require_gradio()
+    import gradio
+
+    from .tabs import compare
+
+    with gradio.Blocks(title=TITLE, analytics_enabled=False, elem_classes="qllm-page") as page:
+        gradio.Markdown(WELCOME)
+        with gradio.Tabs():
+            for name, tab in (("Compare", compare),):
+                with gradio.Tab(name, id=name.lower()):
+                    tab.build(host)
+    page.queue(max_size=host.limits.waiting, default_concurrency_limit=2)
+    return page
+
+
+def launch(host: Host, *, wait: bool = True, quiet: bool = False, **options: Any) -> tuple[Any, str]:
+    """Serve the page; the running `gradio.Blocks` and its address.
+
+    Args:
+        wait: until the server is stopped.
+        options: of gradio's launch, such as server_name and server_port.
+
+    Raises:
+        MissingExtraError: gradio is not installed.
+        OSError: the port is taken.
+    """
+    page = build(host)
+    import gradio
+    from huggingface_hub import constants
+    from transformers.utils import logging
+
+    # what visitors name is fetched as a stranger would: the host's own token would open the host's private models
+    constants.HF_HUB_DISABLE_IMPLICIT_TOKEN = True
+    logging.disable_progress_bar()
+    style = files(__package__).joinpath("style.css").read_text(encoding="utf-8")
+    _, url, _ = page.launch(
+        prevent_thread_lock=True,
+        quiet=True,
+        mcp_server=has_mcp(),
+        theme=_theme(gradio),
+        css=style,
+        footer_links=["api", "settings"],
+        ssr_mode=False,
+        enable_monitoring=False,
+        **options,
+    )
+    if not quiet:
+        print(f"qllm-hf {__version__}: {url}\n{MCP_THERE.format(url=url) if has_mcp() else MCP_MISSING}", flush=True)
+    if wait:
+        page.block_thread()
+    return page, url
+
+
+def _theme(gradio: Any) -> Any:
+    """gradio's own with pale texts dark enough to be read (WCAG AA), and fonts that no other server is asked for."""
+    soft, soft_dark = "*neutral_600", "*neutral_300"
+    theme = gradio.themes.Default(
+        primary_hue="blue",
+        neutral_hue="zinc",
+        font=["system-ui", "sans-serif"],
+        font_mono=["ui-monospace", "monospace"],
+    )
+    return theme.set(
+        body_text_color_subdued=soft,
+        body_text_color_subdued_dark=soft_dark,
+        block_info_text_color=soft,
+        block_info_text_color_dark=soft_dark,
+        input_placeholder_color=soft,
+        input_placeholder_color_dark=soft_dark,
+        block_label_text_color=soft,
+        block_label_text_color_dark=soft_dark,
+    )
