@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from typing import Any
 
@@ -9,10 +10,11 @@ SECONDS = 120
 
 
 def on_gpu(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function, run on a lent GPU where the package `spaces` is importable; elsewhere as it is."""
+    """The function, run on a lent GPU where the package `spaces` is installed; elsewhere as it is."""
     try:
-        import spaces
+        spaces: Any = importlib.import_module("spaces")
     except ImportError:
         return function
-    decorated: Callable[..., Any] = spaces.GPU(duration=SECONDS)(function)
-    return decorated
+    # a folder of that name, such as the one of this repository, can be imported too, and is another thing
+    lend = getattr(spaces, "GPU", None)
+    return function if lend is None else lend(duration=SECONDS)(function)

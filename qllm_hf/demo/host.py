@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ..builtin import REFERENCE
 from ..errors import QllmError
 from ..loading import config_dict, local_folder
 from ..page.html import text
+from ..publishing.hub import is_offline
 from ..results import Results, read_results
 from .holder import Holder
 from .limits import Limits, check_model
@@ -76,6 +77,8 @@ def make_host(
         ModelError: a model is none that can be loaded.
     """
     limits = limits or Limits()
+    if is_offline():  # what is in the cache of downloads is the host's, and not everybody's
+        limits = replace(limits, hub=False, pushes=False)
     offered: dict[str, str] = {}
     for place in (*models, REFERENCE):
         folder = local_folder(place)

@@ -5,12 +5,16 @@ from __future__ import annotations
 import csv
 import io
 import os
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from ..drawing import require_matplotlib, save_picture
+
+_NAMED: Final = re.compile(r'(\bid="|url\(#|href="#)')
+"""What comes before a name inside an SVG, where it is given and where it is used."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,23 @@ class Missing:
 
     title: str
     reason: str
+
+
+def inline_svg(name: str, picture: Any) -> str:
+    """A matplotlib figure as an element of a page: without the head of an XML file, with names no other picture has.
+
+    Args:
+        name: of the picture, once on the page.
+    """
+    import matplotlib
+
+    content = io.StringIO()
+    with matplotlib.rc_context({"svg.hashsalt": name, "svg.fonttype": "none"}):
+        picture.savefig(content, format="svg", metadata={"Date": None})
+    svg = content.getvalue()
+    svg = svg[svg.index("<svg") :]
+    # matplotlib names parts of all pictures alike
+    return _NAMED.sub(lambda found: f"{found[1]}{name}-", svg)
 
 
 def save_figures(figures: Sequence[Figure], folder: Path) -> list[Path]:

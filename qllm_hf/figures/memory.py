@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -25,6 +26,11 @@ def memory_curves(results: Results) -> Figure | Missing:
     sizes = {scheme: size for scheme in results.schemes if (size := results.sizes.get(scheme)) and size.kv}
     if not sizes:
         return Missing(title, "the folder does not say what schemes take, or the model keeps no KV cache")
+    return size_curves(sizes, title)
+
+
+def size_curves(sizes: Mapping[str, Size], title: str = "Memory by length") -> Figure:
+    """The same for sizes that come from elsewhere, {scheme: what it takes}; each knows its KV cache."""
     shown = (LENGTHS[0], 1024, 4096, 16_384, LENGTHS[-1])
     rows = [("scheme", "weights", *(f"{tokens:,} tokens" for tokens in shown))]
     for scheme, size in sizes.items():
@@ -86,7 +92,7 @@ def _overall(results: Results, scheme: str) -> Estimate | None:
     return Estimate(math.fsum(each.value for each in found) / len(found), error)
 
 
-def _draw_curves(sizes: dict[str, Size]) -> Any:
+def _draw_curves(sizes: Mapping[str, Size]) -> Any:
     from matplotlib.figure import Figure as Canvas
     from matplotlib.ticker import LogLocator
 

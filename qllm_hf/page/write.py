@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import io
 import os
-import re
 from importlib.resources import files
 from pathlib import Path
 from typing import Final
 
 from ..drawing import require_matplotlib
-from ..figures.figure import Figure, Missing, save_figures
+from ..figures.figure import Figure, Missing, inline_svg, save_figures
 from ..figures.gallery import figures_of
 from ..results import Results, read_results
 from . import html, sections
 
 NAME: Final = "report.html"
 FIGURES: Final = "figures"
-_NAMED: Final = re.compile(r'(\bid="|url\(#|href="#)')
-"""What comes before a name inside an SVG, where it is given and where it is used."""
 
 
 def write_report(folder: Path, out: Path | None = None) -> Path:
@@ -68,19 +64,6 @@ def render(results: Results, figures: list[Figure], missing: list[Missing]) -> s
 
 
 def _picture(figure: Figure) -> str:
-    shown = f'<figure role="group" aria-label="{html.text(figure.title)}">{_svg(figure)}'
+    shown = f'<figure role="group" aria-label="{html.text(figure.title)}">{inline_svg(figure.name, figure.draw())}'
     shown += f"<figcaption>{html.text(figure.caption)}</figcaption></figure>\n"
     return html.section(figure.title, shown, html.folded("The numbers", html.table(figure.rows)))
-
-
-def _svg(figure: Figure) -> str:
-    """The picture as an element of the page: without the head of an XML file, with names no other picture has."""
-    import matplotlib
-
-    content = io.StringIO()
-    with matplotlib.rc_context({"svg.hashsalt": figure.name, "svg.fonttype": "none"}):
-        figure.draw().savefig(content, format="svg", metadata={"Date": None})
-    svg = content.getvalue()
-    svg = svg[svg.index("<svg") :]
-    # matplotlib names parts of all pictures alike
-    return _NAMED.sub(lambda found: f"{found[1]}{figure.name}-", svg)
