@@ -45,12 +45,12 @@ def build(host: Host) -> Any:
     require_gradio()
     import gradio
 
-    from .tabs import choose, compare
+    from .tabs import abilities, choose, compare
 
     with gradio.Blocks(title=TITLE, analytics_enabled=False, elem_classes="qllm-page") as page:
         gradio.Markdown(WELCOME)
         with gradio.Tabs():
-            for name, tab in (("Compare", compare), ("Choose", choose)):
+            for name, tab in (("Compare", compare), ("Choose", choose), ("Abilities", abilities)):
                 with gradio.Tab(name, id=name.lower()):
                     tab.build(host)
     page.queue(max_size=host.limits.waiting, default_concurrency_limit=2)

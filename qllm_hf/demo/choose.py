@@ -13,7 +13,6 @@ from ..advice.situation import TOPICS
 from ..advice.text import size_text
 from ..cost.devices import DEVICES
 from ..cost.typical import typical_model
-from ..errors import ConfigError
 from ..figures.memory import size_curves
 from ..loading import model_on_meta
 from ..page.html import folded, table, text
@@ -75,8 +74,6 @@ def advice_for(host: Host, form: Form) -> Advice:
         QllmError: a value that cannot be; as `recommend`.
     """
     name = form.model.strip()
-    if form.measured and form.measured not in host.results:
-        raise ConfigError(f"there are no results {form.measured!r} on this page.")
     return recommend(
         host.model(name) if name else None,
         params=None if name else form.params,
@@ -86,7 +83,7 @@ def advice_for(host: Host, form: Form) -> Advice:
         batch=int(form.batch),
         memory=form.memory.strip() or None,
         device=None if form.device in ("", ANY_DEVICE) else form.device,
-        measured=host.results[form.measured].folder if form.measured else None,
+        measured=host.result(form.measured).folder if form.measured else None,
         tolerance=str(form.tolerance).strip(),
     )
 

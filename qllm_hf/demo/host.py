@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ..builtin import REFERENCE
-from ..errors import QllmError
+from ..errors import ConfigError, QllmError
 from ..loading import config_dict, local_folder
 from ..page.html import text
 from ..publishing.hub import is_offline
@@ -45,6 +45,16 @@ class Host:
             ConfigError: this page does not load it.
         """
         return check_model(name, self.offered, hub=self.limits.hub)
+
+    def result(self, name: str) -> Results:
+        """The results of that name.
+
+        Raises:
+            ConfigError: this page does not show them.
+        """
+        if name not in self.results:
+            raise ConfigError(f"there are no results {name!r} on this page.")
+        return self.results[name]
 
     def explain(self, error: Exception) -> str:
         """What a visitor is told of an error: our own sentence, without folders of the host; else nothing of it."""

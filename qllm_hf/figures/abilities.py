@@ -45,8 +45,12 @@ def task_heat_map(results: Results) -> Figure | Missing:
 
 def radars(results: Results) -> Figure | Missing:
     """A radar for each scheme, from 0 to 100 % of the float model on every axis."""
+    return radars_of({scheme: results.recovery(scheme) for scheme in results.schemes if scheme != BASELINE})
+
+
+def radars_of(kept: Mapping[str, Mapping[str, Estimate]]) -> Figure | Missing:
+    """The same for numbers that come from elsewhere, {scheme: {ability: part that is left}}."""
     title = "Abilities at a glance"
-    kept = {scheme: results.recovery(scheme) for scheme in results.schemes if scheme != BASELINE}
     axes = [ability for ability in ABILITIES if all(ability in found for found in kept.values())]
     if not kept or len(axes) < _LEAST_AXES:
         return Missing(title, f"a radar needs {_LEAST_AXES} abilities that were measured under all schemes")
