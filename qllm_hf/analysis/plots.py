@@ -38,11 +38,11 @@ def save_plots(folder: Path, rows: Sequence[Row], title: str, kind_of_layer: str
     """
     require_matplotlib()
     inside = [row for row in rows if row.block is not None]
-    pictures = {LAYERS_NAME: _layers(inside, title), CHANNELS_NAME: _channels(inside, title, kind_of_layer)}
+    pictures = {LAYERS_NAME: layer_picture(inside, title), CHANNELS_NAME: _channels(inside, title, kind_of_layer)}
     return [path for name, figure in pictures.items() for path in save_picture(figure, folder, name)]
 
 
-def _layers(rows: Sequence[Row], title: str) -> Any:
+def layer_picture(rows: Sequence[Row], title: str) -> Any:
     """A column for each kind of tensor, a line for each layer of a block; below, the effect of bits on the worst."""
     from matplotlib.figure import Figure
 

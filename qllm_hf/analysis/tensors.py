@@ -68,7 +68,7 @@ def _rows(
             dtypes = residence.dtypes(index)
             for entry in entries:
                 dtype = dtypes[entry.name.removeprefix(f"{prefix}.")]
-                gathered.see_weight(entry, _matrix(model, entry).to(dtype))
+                gathered.see_weight(entry, weight_matrix(model, entry).to(dtype))
             with gathered.watching():
                 for batch, ids in enumerate(batches):
                     gathered.next_pass()
@@ -80,11 +80,11 @@ def _rows(
     outside = [entry for entry in plan.quantized() if not entry.name.startswith(f"{blocks.name}.")]
     gathered = Gathered(model, "", outside)
     for entry in outside:
-        gathered.see_weight(entry, _matrix(model, entry))
+        gathered.see_weight(entry, weight_matrix(model, entry))
     return [*rows, *gathered.rows(None)]
 
 
-def _matrix(model: nn.Module, entry: Entry) -> Tensor:
+def weight_matrix(model: nn.Module, entry: Entry) -> Tensor:
     """The weight as [O, I], or [E, O, I] of experts."""
     module: Any = model.get_submodule(entry.module)
     weight: Tensor = module._parameters[entry.name.rpartition(".")[2]].data

@@ -45,12 +45,18 @@ def build(host: Host) -> Any:
     require_gradio()
     import gradio
 
-    from .tabs import abilities, choose, compare
+    from .tabs import abilities, choose, compare, inside, publish
 
     with gradio.Blocks(title=TITLE, analytics_enabled=False, elem_classes="qllm-page") as page:
         gradio.Markdown(WELCOME)
         with gradio.Tabs():
-            for name, tab in (("Compare", compare), ("Choose", choose), ("Abilities", abilities)):
+            for name, tab in (
+                ("Compare", compare),
+                ("Choose", choose),
+                ("Abilities", abilities),
+                ("Inside", inside),
+                ("Publish", publish),
+            ):
                 with gradio.Tab(name, id=name.lower()):
                     tab.build(host)
     page.queue(max_size=host.limits.waiting, default_concurrency_limit=2)

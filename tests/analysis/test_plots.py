@@ -6,7 +6,7 @@ import torch
 from qllm_hf import CalibrationError
 from qllm_hf.analysis.gathering import Row
 from qllm_hf.analysis.noise import BITS
-from qllm_hf.analysis.plots import _channels, _layers, save_plots
+from qllm_hf.analysis.plots import _channels, layer_picture, save_plots
 from qllm_hf.analysis.streaming import Stream
 
 pytest.importorskip("matplotlib")
@@ -37,7 +37,7 @@ def rows():
 
 
 def test_each_kind_has_a_column_and_each_layer_a_line(rows):
-    axes = _layers(rows, "tiny").axes
+    axes = layer_picture(rows, "tiny").axes
     assert [axis.get_title() for axis in axes[:4]] == ["W, weights", "A, inputs", "K, keys", "V, values"]
     labels = [[line.get_label() for line in axis.get_lines()] for axis in axes[:4]]
     assert labels[:2] == [["q_proj", "k_proj", "down_proj"], ["q_proj/k_proj", "down_proj"]]
@@ -47,11 +47,11 @@ def test_each_kind_has_a_column_and_each_layer_a_line(rows):
     same = [axes[0].get_lines()[2].get_color(), axes[1].get_lines()[1].get_color()]
     assert same[0] == same[1], "a layer has one color"
     assert same[0] != axes[0].get_lines()[0].get_color()
-    assert len(_layers([row for row in rows if row.kind == "W"], "tiny").axes) == 4
+    assert len(layer_picture([row for row in rows if row.kind == "W"], "tiny").axes) == 4
 
 
 def test_the_worst_layer_of_a_block_is_drawn(rows):
-    axis = _layers(rows, "tiny").axes[-4]
+    axis = layer_picture(rows, "tiny").axes[-4]
     lines = {line.get_label(): list(line.get_ydata()) for line in axis.get_lines()}
     assert lines["4 bits"] == [20.0] * 3
     assert {"holds to here", "breaks from here"} < lines.keys()
