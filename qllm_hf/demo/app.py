@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import importlib.util
 import os
+from functools import partial
 from importlib.resources import files
 from typing import Any, Final
 
 from .. import __version__
 from ..errors import MissingExtraError
+from .endpoints import HEAVY, endpoints
 from .host import Host
 
 TITLE: Final = "What bits cost"
@@ -44,6 +46,7 @@ def build(host: Host) -> Any:
     """
     require_gradio()
     import gradio
+    from gradio.events import api
 
     from .tabs import abilities, choose, compare, inside, publish
 
@@ -59,6 +62,10 @@ def build(host: Host) -> Any:
             ):
                 with gradio.Tab(name, id=name.lower()):
                     tab.build(host)
+        said = partial(gradio.Error, print_exception=False, duration=None)
+        for name, function in endpoints(host, said).items():
+            queue = {"concurrency_id": "model", "concurrency_limit": 1} if name in HEAVY else {}
+            api(function, api_name=name, **queue)
     page.queue(max_size=host.limits.waiting, default_concurrency_limit=2)
     return page
 

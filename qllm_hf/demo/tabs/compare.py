@@ -62,7 +62,7 @@ def build(host: Host) -> None:
         send = gradio.Button("Send", variant="primary", elem_id="qllm-send")
         stop = gradio.Button("Stop", variant="stop", elem_id="qllm-stop")
         retry = gradio.Button("Retry", elem_id="qllm-retry")
-        clear = gradio.Button("New conversation", elem_id="qllm-clear")
+        clear = gradio.Button("New chat", elem_id="qllm-clear")
     gradio.Examples([[each] for each in EXAMPLES], message, label="Try one of these", api_visibility="private")
     with gradio.Accordion("How to write", open=False), gradio.Row():
         tokens = gradio.Slider(
@@ -74,7 +74,7 @@ def build(host: Host) -> None:
     with gradio.Row(equal_height=True, elem_classes="qllm-sides"):
         left = gradio.HTML(both(None)[0], elem_id="qllm-left", min_width=280)
         right = gradio.HTML(both(None)[1], elem_id="qllm-right", min_width=280)
-    talk = gradio.State(new_talk)
+    talk = gradio.State(new_talk())
     form = [model, sides[0][0], sides[1][0], mode]
     written = [left, right, status, talk, message]
 
