@@ -102,10 +102,15 @@ def launch(host: Host, *, wait: bool = True, quiet: bool = False, **options: Any
         **options,
     )
     if not quiet:
-        print(f"qllm-hf {__version__}: {url}\n{MCP_THERE.format(url=url) if has_mcp() else MCP_MISSING}", flush=True)
+        print(announcement(url), flush=True)
     if wait:
         page.block_thread()
     return page, url
+
+
+def announcement(url: str) -> str:
+    """What is said when the page is there: its address, and whether programs find an MCP server."""
+    return f"qllm-hf {__version__}: {url}\n{MCP_THERE.format(url=url) if has_mcp() else MCP_MISSING}"
 
 
 def _theme(gradio: Any) -> Any:

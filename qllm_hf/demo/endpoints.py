@@ -197,11 +197,13 @@ def endpoints(host: Host, error: Callable[[str], Exception]) -> dict[str, Callab
             licence: An id, where the base model's card names none.
 
         Returns:
-            card, and plan with its files.
+            card, the files with their bytes, and notes.
         """
         with _explained(host, error):
             found = preview(host, Wish(model, scheme, repo, licence))
-            return {"card": found.card, "plan": found.plan.to_dict()}
+            # clients of gradio take a dict with "path" for a file to fetch
+            files = [{"name": file.path, "bytes": file.size, "storage": file.storage} for file in found.plan.files]
+            return {"card": found.card, "files": files, "bytes": found.plan.bytes_to_send, "notes": list(found.notes)}
 
     named = (compare, scheme, recommend, abilities, items, tensors, histogram, push_plan)
     return {function.__name__: function for function in named}

@@ -67,7 +67,8 @@ class Host:
             for form in (str(Path(place).expanduser().resolve()), place):
                 if "/" in form or "\\" in form:
                     message = message.replace(form, name)
-        return message[0].upper() + message[1:] if message else UNEXPECTED
+        first, *_ = message.split(" ")
+        return message if "=" in first else message[:1].upper() + message[1:]  # names of arguments stay as they are
 
     def explain_html(self, error: Exception) -> str:
         """The same as a box on the page."""

@@ -20,7 +20,7 @@ from ..page.html import folded, text
 from ..publishing.card import MadeCard, make_card
 from ..publishing.files import Package, pack
 from ..publishing.frontmatter import CARD
-from ..publishing.hub import explained, is_offline, user_name
+from ..publishing.hub import explained, is_offline, status_of, user_name
 from ..publishing.plan import PushPlan, check_repo, make_push_plan
 from ..publishing.plan_text import render_plan
 from ..publishing.problems import PublishError
@@ -92,7 +92,7 @@ def publish(host: Host, wish: Wish, token: str, *, private: bool = False, endpoi
     api: Any = HfApi(endpoint=endpoint, token=secret, library_name="qllm_hf", library_version=__version__)
     with _without(secret):
         check_repo(wish.repo.strip())
-        user_name(api)
+        _check_token(api)
         with _packed(host, wish) as (model, package, _), explained("what you push", wish.repo):
             remote = read_remote(api, wish.repo.strip(), "main")
             plan = make_push_plan(api, model, package, remote, repo=wish.repo.strip())
@@ -139,6 +139,19 @@ def _packed(host: Host, wish: Wish) -> Iterator[tuple[Quantized, Package, MadeCa
         (folder / CARD).write_text(made.text, encoding="utf-8")
         package = pack(model, repo, None)
         yield model, Package({**package.contents, **made.others}, package.left_out, made.notes), made
+
+
+def _check_token(api: Any) -> None:
+    """Raises PublishError if the Hub does not know the token, in words for a page rather than a command line."""
+    try:
+        user_name(api)
+    except PublishError as error:
+        if isinstance(error.__cause__, Exception) and status_of(error.__cause__) == 401:
+            raise PublishError(
+                "the Hub does not accept this token. Make one with the right to write at "
+                "huggingface.co/settings/tokens, and paste it again."
+            ) from None
+        raise
 
 
 @contextmanager

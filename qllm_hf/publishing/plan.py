@@ -24,7 +24,7 @@ MAIN: Final = "main"
 LARGEST_REGULAR: Final = 10 * 1024 * 1024
 """Bytes; the Hub keeps larger files in large file storage."""
 State = Literal["new", "changed", "same", "deleted", "not compared"]
-_REPO: Final = re.compile(r"[\w.-]+/[\w.-]+")
+_REPO: Final = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 _WEIGHTS: Final = re.compile(r"model(-\d+-of-\d+)?\.safetensors|" + re.escape(INDEX))
 
 
@@ -168,7 +168,7 @@ def make_push_plan(
 
 def check_repo(repo: str) -> None:
     """Raises PublishError if this can be no id of a repository."""
-    if not _REPO.fullmatch(repo):
+    if not _REPO.fullmatch(repo) or ".." in repo:
         raise PublishError(f"{repo!r} is no id on the Hub. Give owner/name, such as my-name/my-model-w4kv8.")
 
 
