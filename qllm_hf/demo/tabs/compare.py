@@ -9,9 +9,10 @@ from typing import Any, Final
 import gradio
 
 from ..answers import both, verdict
-from ..conversation import CHAT, TEXT, new_talk, question_of, scheme_note, steps
+from ..conversation import CHAT, TEXT, new_talk, question_of, steps
 from ..host import Host
-from .events import EVERY_KEY, HEAVY, LIGHT
+from .events import HEAVY, LIGHT
+from .schemes import scheme_field
 
 SCHEMES: Final = ("FP16", "W8", "W4", "W3", "W2", "W8A8", "W4A8", "KV8", "KV4", "KV2", "W4KV8", "W4KV4", "W2KV2")
 EXAMPLES: Final = (
@@ -36,20 +37,10 @@ def build(host: Host) -> None:
         )
         mode = gradio.Radio([CHAT, TEXT], value=CHAT, label="What the model gets", min_width=280)
     with gradio.Row():
-        sides = []
-        for name, value in (("Left", "FP16"), ("Right", "W3KV3")):
-            with gradio.Column(min_width=260):
-                scheme = gradio.Dropdown(
-                    list(SCHEMES),
-                    value=value,
-                    label=f"{name} scheme",
-                    info="Choose, or type bits such as W3KV2 or W4g32",
-                    allow_custom_value=True,
-                    filterable=True,
-                )
-                note = gradio.HTML(scheme_note(value))
-                sides.append((scheme, note))
-    _watch_schemes(sides)
+        with gradio.Column(min_width=260):
+            first_scheme = scheme_field("Left scheme", "FP16", SCHEMES, "qllm-left-scheme")
+        with gradio.Column(min_width=260):
+            second_scheme = scheme_field("Right scheme", "W3KV3", SCHEMES, "qllm-right-scheme")
     message = gradio.Textbox(
         label="Message",
         placeholder="Write to both models …",
@@ -75,7 +66,7 @@ def build(host: Host) -> None:
         left = gradio.HTML(both(None)[0], elem_id="qllm-left", min_width=280)
         right = gradio.HTML(both(None)[1], elem_id="qllm-right", min_width=280)
     talk = gradio.State(new_talk())
-    form = [model, sides[0][0], sides[1][0], mode]
+    form = [model, first_scheme, second_scheme, mode]
     written = [left, right, status, talk, message]
 
     def ask(
@@ -121,14 +112,3 @@ def build(host: Host) -> None:
 
     stop.click(stopping, None, None, **LIGHT)
     clear.click(lambda: (*both(None), f'<p class="qllm-hint">{HINT}</p>', new_talk(), ""), None, written, **LIGHT)
-
-
-def _watch_schemes(sides: list[tuple[Any, Any]]) -> None:
-    """Says at every key what the scheme means, or why it is none."""
-
-    def typing(event: gradio.KeyUpData) -> str:
-        return scheme_note(event.input_value)
-
-    for scheme, note in sides:
-        scheme.key_up(typing, None, note, **EVERY_KEY)
-        scheme.change(scheme_note, scheme, note, **EVERY_KEY)

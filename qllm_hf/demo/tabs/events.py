@@ -13,5 +13,3 @@ HEAVY: Final[dict[str, Any]] = {
 """Needs a model: one at a time, first come, first served."""
 LIGHT: Final[dict[str, Any]] = {"queue": False, "api_visibility": "private", "show_progress": "hidden"}
 """Takes no time worth waiting for."""
-EVERY_KEY: Final[dict[str, Any]] = {**LIGHT, "trigger_mode": "multiple"}
-"""For keys that are pressed: none is left out, however fast they come."""

@@ -7,11 +7,11 @@ from collections.abc import Iterator
 import gradio
 
 from ...page.html import text
-from ..conversation import scheme_note
 from ..host import Host
 from ..publish import Wish, preview, preview_html, publish
 from .compare import SCHEMES
-from .events import EVERY_KEY, HEAVY
+from .events import HEAVY
+from .schemes import scheme_field
 
 HINT = (
     '<p class="qllm-hint">Packs the model, writes its card with what was measured, and shows what would be sent. '
@@ -29,10 +29,8 @@ def build(host: Host) -> None:
                 label="Model",
                 allow_custom_value=host.limits.hub,
             )
-            scheme = gradio.Dropdown(
-                [each for each in SCHEMES if each != "FP16"], value="W4KV8", label="Scheme", allow_custom_value=True
-            )
-            note = gradio.HTML(scheme_note("W4KV8"))
+            choices = [each for each in SCHEMES if each != "FP16"]
+            scheme = scheme_field("Scheme", "W4KV8", choices, "qllm-publish-scheme")
             repo = gradio.Textbox(
                 "my-name/my-model-w4kv8", label="Repository", info="owner/name on the Hub", max_length=120,
                 elem_id="qllm-repo",
@@ -79,11 +77,6 @@ def build(host: Host) -> None:
         except Exception as error:  # the border of the page
             yield host.explain_html(error), ""
 
-    def typing(event: gradio.KeyUpData) -> str:
-        return scheme_note(event.input_value)
-
-    scheme.key_up(typing, None, note, **EVERY_KEY)
-    scheme.change(scheme_note, scheme, note, **EVERY_KEY)
     wish = [model, scheme, repo, licence, results]
     show.click(previewing, wish, shown, **HEAVY)
     if host.limits.pushes:
