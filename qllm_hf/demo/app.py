@@ -62,6 +62,7 @@ def build(host: Host) -> Any:
             ):
                 with gradio.Tab(name, id=name.lower()):
                     tab.build(host)
+        page.unload(compare.leaving(host))
         said = partial(gradio.Error, print_exception=False, duration=None)
         for name, function in endpoints(host, said).items():
             queue = {"concurrency_id": "model", "concurrency_limit": 1} if name in HEAVY else {}

@@ -80,11 +80,11 @@ def page(tmp_path_factory, local_hub, sweep):
 
 
 @pytest.fixture(scope="session")
-def start_browser(cannot_run):
+def start_browser():
     """Starts a headless Chromium of one size, light or dark."""
     selenium = pytest.importorskip("selenium.webdriver")
     if not CHROMIUM or not DRIVER:
-        cannot_run("needs chromium and chromedriver: apt-get install chromium chromium-driver")
+        pytest.skip("needs chromium and chromedriver: apt-get install chromium chromium-driver")
 
     def start(size: str, *, dark: bool):
         width, height = SIZES[size]

@@ -21,7 +21,7 @@ class Visit:
     def __init__(self, driver, url):
         from selenium.webdriver.common.by import By
 
-        self.driver, self.css = driver, By.CSS_SELECTOR
+        self.driver, self.url, self.css = driver, url, By.CSS_SELECTOR
         driver.get_log("browser")
         driver.get(url)
         self.wait("#qllm-send")
@@ -78,11 +78,13 @@ class Visit:
         self.until(lambda: self.driver.execute_script(script, label), f"the choice {label}")
 
     def check(self, what):
-        """No error in the console, nothing pale, nothing unnamed, nothing wider than the screen."""
+        """No error in the console, nothing pale, nothing unnamed or wider than the screen, nothing from elsewhere."""
         serious = [entry for entry in self.driver.get_log("browser") if entry["level"] == "SEVERE"]
         assert serious == [], what
         assert self.driver.execute_script(PALE) == [], what
         assert self.driver.execute_script(UNNAMED) == [], what
+        asked = self.driver.execute_script("return performance.getEntriesByType('resource').map(e => e.name)")
+        assert [name for name in asked if not name.startswith((self.url, "data:", "blob:"))] == [], what
         width = "return [document.documentElement.scrollWidth, window.innerWidth]"
         page, screen = self.driver.execute_script(width)
         assert page <= screen, what
@@ -250,6 +252,19 @@ def test_two_visitors_at_once_and_one_stops(page, start_browser):
         assert re.search(r"\d+ tokens, (reached|finished)", bea.text("#qllm-left"))
         assert "cat" in ann.text("#qllm-left") and "there was a dog" not in ann.text("#qllm-left")
         assert "dog" in bea.text("#qllm-left") and "there was a cat" not in bea.text("#qllm-left")
+
+
+def test_a_closed_page_lets_the_next_visitor_in(page, start_browser):
+    with two(start_browser, page.url) as (ann, bea):
+        ann.choose("Continue the text")
+        ann.click(".label-wrap")
+        ann.type('input[aria-label^="number input for Tokens"]', "256").send_keys("\t")
+        ann.type("#qllm-message textarea", "Once upon a time there was a cat")
+        ann.click("#qllm-send")
+        ann.until(lambda: "tokens, writing" in ann.text("#qllm-left"), "the first words")
+        ann.driver.get("about:blank")
+        send(bea, HELLO)
+        assert "Hello Mia" in bea.text("#qllm-left")
 
 
 def test_nothing_went_wrong_behind_the_page(page):

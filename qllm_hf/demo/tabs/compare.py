@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any, Final
 
@@ -21,6 +21,15 @@ EXAMPLES: Final = (
     "Tell me a story about a dog.",
 )
 HINT: Final = "Marked words are tokens that the other side did not write. Both sides start from the same seed."
+
+
+def leaving(host: Host) -> Callable[[gradio.Request], None]:
+    """What to do when a visitor stops an answer, or closes the page: nobody waits for it any more."""
+
+    def leave(request: gradio.Request) -> None:
+        host.sessions.stop(str(request.session_hash))
+
+    return leave
 
 
 def build(host: Host) -> None:
@@ -107,8 +116,5 @@ def build(host: Host) -> None:
 
     retry.click(retrying, values, written, **HEAVY)
 
-    def stopping(request: gradio.Request) -> None:
-        host.sessions.stop(str(request.session_hash))
-
-    stop.click(stopping, None, None, **LIGHT)
+    stop.click(leaving(host), None, None, **LIGHT)
     clear.click(lambda: (*both(None), f'<p class="qllm-hint">{HINT}</p>', new_talk(), ""), None, written, **LIGHT)
