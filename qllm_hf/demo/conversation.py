@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from ..errors import QllmError
@@ -51,8 +51,16 @@ def question_of(host: Host, message: str, setup: tuple[str, str, str, str], turn
     return Question(place, schemes[0], schemes[1], (sides[0], sides[1]), chat)
 
 
-@on_gpu
-def steps(host: Host, question: Question, visitor: str) -> Iterator[Step]:
-    """The comparison of one visitor, which `host.sessions.stop(visitor)` ends."""
-    with host.sessions.answering(visitor) as run:
-        yield from compare(question, host.holder, host.limits, stopped=run.is_stopped)
+def writer(host: Host) -> Callable[[Question, str], Iterator[Step]]:
+    """What writes the two answers to a question of one visitor, which `host.sessions.stop(visitor)` ends.
+
+    ZeroGPU runs it in another process: only questions and steps go between, and the page itself is no argument.
+    """
+
+    @on_gpu
+    def steps(question: Question, visitor: str) -> Iterator[Step]:
+        with host.sessions.answering(visitor) as run:
+            yield from compare(question, host.holder, host.limits, stopped=run.is_stopped)
+
+    found: Callable[[Question, str], Iterator[Step]] = steps
+    return found

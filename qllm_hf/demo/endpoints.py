@@ -14,7 +14,7 @@ from typing import Any, Final
 from ..errors import QllmError
 from .choose import Form, advice_for
 from .compare import Side
-from .conversation import CHAT, TEXT, question_of, steps
+from .conversation import CHAT, TEXT, question_of, writer
 from .grid import Grid, measured_grid, published_grid
 from .host import Host
 from .inside import look, round_tensor
@@ -32,6 +32,8 @@ def endpoints(host: Host, error: Callable[[str], Exception]) -> dict[str, Callab
     Args:
         error: makes what is raised where a visitor is told something went wrong, from the sentence.
     """
+
+    write = writer(host)
 
     def compare(
         message: str,
@@ -62,7 +64,7 @@ def endpoints(host: Host, error: Callable[[str], Exception]) -> dict[str, Callab
         with _explained(host, error):
             question = question_of(host, message, (model, left, right, CHAT if chat else TEXT), [])
             question = replace(question, new_tokens=int(max_new_tokens), temperature=float(temperature), seed=int(seed))
-            *_, step = steps(host, question, secrets.token_hex(8))
+            *_, step = write(question, secrets.token_hex(8))
             return {"left": _side(step.left), "right": _side(step.right)}
 
     def scheme(text: str) -> dict[str, Any]:

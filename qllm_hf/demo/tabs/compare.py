@@ -9,7 +9,7 @@ from typing import Any, Final
 import gradio
 
 from ..answers import both, verdict
-from ..conversation import CHAT, TEXT, new_talk, question_of, steps
+from ..conversation import CHAT, TEXT, new_talk, question_of, writer
 from ..host import Host
 from .events import HEAVY, LIGHT
 from .schemes import scheme_field
@@ -78,6 +78,8 @@ def build(host: Host) -> None:
     form = [model, first_scheme, second_scheme, mode]
     written = [left, right, status, talk, message]
 
+    write = writer(host)
+
     def ask(
         said: str, model: str, left: str, right: str, mode: str, tokens: int, temperature: float, seed: int,
         talk: dict[str, Any], request: gradio.Request,
@@ -90,7 +92,7 @@ def build(host: Host) -> None:
             keep = gradio.skip()
             yield keep, keep, '<p class="qllm-hint" role="status">Loading the model …</p>', keep, keep
             step = None
-            for step in steps(host, question, str(request.session_hash)):
+            for step in write(question, str(request.session_hash)):
                 yield (*both(step, turns, said), '<p class="qllm-hint">Writing …</p>', keep, keep)
             assert step is not None
             turn = {"user": said, "left": step.left.text, "right": step.right.text}
