@@ -9,7 +9,7 @@ from importlib.resources import files
 from typing import Any, Final
 
 from .. import __version__
-from ..errors import MissingExtraError
+from ..errors import ConfigError, MissingExtraError
 from .endpoints import HEAVY, endpoints
 from .host import Host
 
@@ -80,7 +80,7 @@ def launch(host: Host, *, wait: bool = True, quiet: bool = False, **options: Any
 
     Raises:
         MissingExtraError: gradio is not installed.
-        OSError: the port is taken.
+        ConfigError: the port is taken.
     """
     page = build(host)
     import gradio
@@ -91,17 +91,20 @@ def launch(host: Host, *, wait: bool = True, quiet: bool = False, **options: Any
     constants.HF_HUB_DISABLE_IMPLICIT_TOKEN = True
     logging.disable_progress_bar()
     style = files(__package__).joinpath("style.css").read_text(encoding="utf-8")
-    _, url, _ = page.launch(
-        prevent_thread_lock=True,
-        quiet=True,
-        mcp_server=has_mcp(),
-        theme=_theme(gradio),
-        css=style,
-        footer_links=["api", "settings"],
-        ssr_mode=False,
-        enable_monitoring=False,
-        **options,
-    )
+    try:
+        _, url, _ = page.launch(
+            prevent_thread_lock=True,
+            quiet=True,
+            mcp_server=has_mcp(),
+            theme=_theme(gradio),
+            css=style,
+            footer_links=["api", "settings"],
+            ssr_mode=False,
+            enable_monitoring=False,
+            **options,
+        )
+    except OSError as error:
+        raise ConfigError(f"the page cannot be served there: {error} Give another port, or none.") from error
     if not quiet:
         print(announcement(url), flush=True)
     if wait:

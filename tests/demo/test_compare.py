@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from qllm_hf.demo.answers import both, marked, verdict
-from qllm_hf.demo.compare import Question, compare
+from qllm_hf.demo.compare import Question, Side, compare
 from qllm_hf.demo.holder import Holder
 from qllm_hf.demo.limits import Limits
 from qllm_hf.demo.writing import encode, write
@@ -141,6 +141,13 @@ def test_html_of_visitors_and_models_is_text(holder):
     for column in both(step, turns, evil):
         assert "<img" not in column and "<script" not in column
         assert column.count("&lt;img src=x") >= 2
+
+
+@pytest.mark.parametrize("differs", [False, True])
+def test_tokens_are_text_marked_or_not(differs):
+    shown = marked(Side("W2", pieces=(("<b>", differs), ("&", not differs))))
+    assert "<b>" not in shown and "&lt;b&gt;" in shown and "&amp;" in shown
+    assert shown.count("<mark>") == 1
 
 
 def test_a_packed_checkpoint_runs_as_it_is_stored(tmp_path):

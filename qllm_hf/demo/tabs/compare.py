@@ -49,7 +49,7 @@ def build(host: Host) -> None:
         with gradio.Column(min_width=260):
             first_scheme = scheme_field("Left scheme", "FP16", SCHEMES, "qllm-left-scheme")
         with gradio.Column(min_width=260):
-            second_scheme = scheme_field("Right scheme", "W3KV3", SCHEMES, "qllm-right-scheme")
+            second_scheme = scheme_field("Right scheme", "W3KV2", SCHEMES, "qllm-right-scheme")
     message = gradio.Textbox(
         label="Message",
         placeholder="Write to both models …",
