@@ -63,7 +63,11 @@ def page(tmp_path_factory, local_hub, sweep):
     command = [sys.executable, "-m", "qllm_hf", "demo", "--port", str(port), "--results", str(sweep), "--memory", "9MB"]
     with log.open("w") as written:
         process = subprocess.Popen(
-            command, cwd=home, stdout=written, stderr=subprocess.STDOUT, env=environment(local_hub, home)
+            command,
+            cwd=home,
+            stdout=written,
+            stderr=subprocess.STDOUT,
+            env=environment(local_hub, home, token=local_hub.token("host")),
         )
     try:
         deadline = time.monotonic() + 180

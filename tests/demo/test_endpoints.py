@@ -2,11 +2,14 @@
 
 import asyncio
 import importlib.util
+import json
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
+from qllm_hf.builtin import reference_model
 from qllm_hf.demo import app
 
 gradio_client = pytest.importorskip("gradio_client")
@@ -77,6 +80,43 @@ def test_what_cannot_be_is_one_sentence(client, page, name, values, words):
         ask(client, name, **values)
     assert str(page.home) not in str(caught.value)
     assert "Traceback" not in page.log.read_text()
+
+
+@pytest.fixture(scope="module")
+def on_the_hub(local_hub):
+    """A model for everybody, one of the host alone, and one that says of itself that it is large."""
+    files = {path.name: path.read_bytes() for path in Path(reference_model()).iterdir() if path.is_file()}
+    large = {
+        **json.loads(files["config.json"]),
+        "hidden_size": 4096,
+        "intermediate_size": 11008,
+        "num_hidden_layers": 32,
+    }
+    repositories = {"public": files, "private": files, "large": {**files, "config.json": json.dumps(large).encode()}}
+    for name, contents in repositories.items():
+        local_hub.store.create(f"host/{name}", "host", private=name == "private")
+        local_hub.store.put(f"host/{name}", contents)
+    return local_hub
+
+
+def test_a_model_of_the_hub_is_compared_by_its_id(client, on_the_hub):
+    message = "I am Mia. I have a red kite and a blue drum."
+    here, there = (ask(client, "compare", message, right="W4", model=name) for name in ("reference", "host/public"))
+    for side in ("left", "right"):
+        assert there[side]["text"] == here[side]["text"]
+
+
+def test_the_token_of_the_host_opens_nothing_for_visitors(client, on_the_hub):
+    with pytest.raises(Exception, match=r"the Hub did not give it|shows you no"):
+        ask(client, "compare", "hi", model="host/private")
+
+
+def test_a_model_that_is_too_large_is_not_downloaded(client, on_the_hub):
+    with pytest.raises(Exception, match=r"As W4KV4 this model takes .* GB of weights, and this page has 9\.00 MB"):
+        ask(client, "compare", "hi", left="W4KV4", model="host/large")
+    asked = [request.path for request in on_the_hub.requests if "host/large" in request.path]
+    assert any("config.json" in path for path in asked)
+    assert not any("safetensors" in path for path in asked)
 
 
 def test_two_visitors_get_their_own_texts_in_turn(page):
