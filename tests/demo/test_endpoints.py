@@ -166,11 +166,11 @@ def test_memory_does_not_grow_with_switches(page, client):
 def test_tools_of_the_mcp_server(page):
     pytest.importorskip("mcp", reason="needs gradio[mcp]")
     from mcp import ClientSession
-    from mcp.client.streamable_http import streamablehttp_client
+    from mcp.client.streamable_http import streamable_http_client
 
     async def visit():
         async with (
-            streamablehttp_client(f"{page.url}/gradio_api/mcp/") as (reads, writes, _),
+            streamable_http_client(f"{page.url}/gradio_api/mcp/") as (reads, writes, _),
             ClientSession(reads, writes) as session,
         ):
             await session.initialize()
