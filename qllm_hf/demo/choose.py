@@ -122,7 +122,7 @@ def command_of(form: Form) -> str:
     return " ".join(["qllm-hf recommend", *words, "--tolerance", str(form.tolerance)])
 
 
-def answer_html(host: Host, form: Form, advice: Advice) -> str:
+def answer_html(form: Form, advice: Advice) -> str:
     """The choice, why, and what would change it."""
     chosen = advice.choice.chosen
     if chosen is None:

@@ -5,6 +5,7 @@ Types and docstrings of these functions are what a client reads, so they hold pl
 
 from __future__ import annotations
 
+import json
 import secrets
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -112,7 +113,8 @@ def endpoints(host: Host, error: Callable[[str], Exception]) -> dict[str, Callab
         with _explained(host, error):
             words = tuple(word.strip() for word in abilities.split(",") if word.strip())
             form = Form(model, params, mixture_of_experts, words, context, int(batch), memory, device, tolerance)
-            return {**advice_for(host, form).to_dict(), "measured": None}
+            found: dict[str, Any] = json.loads(host.hide(json.dumps(advice_for(host, form).to_dict())))
+            return found
 
     def abilities(source: str = "LLaMA2-7B") -> dict[str, Any]:
         """Say what is left of each ability under each scheme, as parts of the float model's score above guessing.

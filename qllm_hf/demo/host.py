@@ -56,17 +56,22 @@ class Host:
             raise ConfigError(f"there are no results {name!r} on this page.")
         return self.results[name]
 
+    def hide(self, shown: str) -> str:
+        """What is shown, with the names of the page in place of folders of the host."""
+        folders = {str(results.folder): name for name, results in self.results.items()}
+        places = {**{place: name for name, place in self.offered.items()}, **folders}
+        for place, name in sorted(places.items(), key=_longest_first):
+            for form in (str(Path(place).expanduser().resolve()), place):
+                if "/" in form or "\\" in form:
+                    shown = shown.replace(form, name)
+        return shown
+
     def explain(self, error: Exception) -> str:
         """What a visitor is told of an error: our own sentence, without folders of the host; else nothing of it."""
         if not isinstance(error, QllmError):
             LOG.error("unexpected error on the page", exc_info=error)
             return UNEXPECTED
-        message = str(error)
-        folders = {str(results.folder): name for name, results in self.results.items()}
-        for place, name in sorted({**{v: k for k, v in self.offered.items()}, **folders}.items(), key=_longest_first):
-            for form in (str(Path(place).expanduser().resolve()), place):
-                if "/" in form or "\\" in form:
-                    message = message.replace(form, name)
+        message = self.hide(str(error))
         first, *_ = message.split(" ")
         return message if "=" in first else message[:1].upper() + message[1:]  # names of arguments stay as they are
 

@@ -40,7 +40,7 @@ def test_the_curve_goes_through_the_candidates(host, form, advice):
 
 
 def test_the_answer_says_what_why_and_from_where(host, form, advice):
-    answer, evidence = answer_html(host, form, advice), evidence_html(host, form, advice)
+    answer, evidence = answer_html(form, advice), evidence_html(host, form, advice)
     assert f'<p class="qllm-big">{advice.scheme}</p>' in answer
     assert command_of(form) in answer
     assert "<svg" in evidence
@@ -50,7 +50,7 @@ def test_the_answer_says_what_why_and_from_where(host, form, advice):
 
 def test_what_was_typed_comes_back_as_text(host):
     form = Form(model="reference", memory="8MB", context="1k")
-    page = answer_html(host, Form(model="reference", memory="<script>1</script>"), advice_for(host, form))
+    page = answer_html(Form(model="reference", memory="<script>1</script>"), advice_for(host, form))
     assert "<script" not in page and "&lt;script" in page
 
 
@@ -73,5 +73,5 @@ def test_values_that_cannot_be_are_explained(host, values, words):
 def test_nothing_fits(host):
     form = Form(model="reference", memory="1kB")
     advice = advice_for(host, form)
-    assert "Nothing fits" in answer_html(host, form, advice)
+    assert "Nothing fits" in answer_html(form, advice)
     assert "<svg" in evidence_html(host, form, advice)

@@ -1,8 +1,11 @@
 """What a page offers, and what it says of its host: nothing."""
 
+import json
+
 import pytest
 
 from qllm_hf.config import QllmConfig
+from qllm_hf.demo.endpoints import endpoints
 from qllm_hf.demo.host import UNEXPECTED, make_host
 from qllm_hf.demo.limits import Limits
 from qllm_hf.errors import CheckpointError, ConfigError
@@ -38,6 +41,19 @@ def test_messages_do_not_name_folders_of_the_host(stories, tmp_path):
     said = host.explain(CheckpointError(f"'{stories}' cannot be read: {stories.resolve()}/config.json is damaged."))
     assert str(stories) not in said and str(stories.resolve()) not in said
     assert said == "'stories260K' cannot be read: stories260K/config.json is damaged."
+
+
+def test_answers_do_not_either(stories):
+    """Advice names the model it is about, which to the library is a folder."""
+    host = make_host([str(stories)])
+    asked = endpoints(host, ConfigError)
+    for found in (
+        asked["recommend"](model="stories260K", abilities="nlp"),
+        asked["push_plan"]("ann/x", "W4", "stories260K", "mit"),
+        asked["tensors"]("stories260K"),
+    ):
+        assert str(stories) not in json.dumps(found)
+    assert asked["recommend"](model="stories260K", abilities="nlp")["situation"]["model"] == "stories260K"
 
 
 def test_what_was_not_foreseen_is_told_to_the_host_only(caplog):

@@ -65,8 +65,8 @@ def build(host: Host) -> None:
         )
         try:
             advice = advice_for(host, form)
-            yield answer_html(host, form, advice), gradio.skip()
-            yield gradio.skip(), evidence_html(host, form, advice)
+            yield host.hide(answer_html(form, advice)), gradio.skip()
+            yield gradio.skip(), host.hide(evidence_html(host, form, advice))
         except Exception as error:  # the border of the page
             yield host.explain_html(error), ""
 

@@ -60,7 +60,7 @@ def build(host: Host) -> None:
     def previewing(model: str, scheme: str, repo: str, licence: str, results: str) -> Iterator[str]:
         yield '<p class="qllm-hint" role="status">Packing the model …</p>'
         try:
-            yield preview_html(preview(host, Wish(model, scheme, repo, licence or "", results or "")))
+            yield host.hide(preview_html(preview(host, Wish(model, scheme, repo, licence or "", results or ""))))
         except Exception as error:  # the border of the page
             yield host.explain_html(error)
 
