@@ -14,7 +14,6 @@ from qllm_hf.loading import load_model
 from qllm_hf.rotation import rotate
 from qllm_hf.scheme import Scheme
 
-pytestmark = pytest.mark.oldest
 _one_thread = pytest.fixture(autouse=True, scope="module")(on_one_thread)
 
 # Attention through torch, in two halves, in code of its own, with latents in place of keys, and with windows.
@@ -33,6 +32,7 @@ def logits(model, name, tokens=4):
 
 
 @torch.no_grad()
+@pytest.mark.oldest
 @pytest.mark.parametrize("name", NAMES)
 def test_kernels_attend_as_torch_does(name):
     model = quantize_(float_model(name), QllmConfig(kv=4, kv_rotate_keys=True))

@@ -18,7 +18,6 @@ from qllm_hf.kv_rows import RowFormat
 from qllm_hf.scheme import Spec
 
 pytestmark = [
-    pytest.mark.oldest,
     pytest.mark.skipif(not library.is_there(), reason="the library of CPU kernels is not there"),
     pytest.mark.skipif(not graph.IS_TRACEABLE, reason="graphs of this torch decode"),
 ]
@@ -189,6 +188,7 @@ def test_the_operator_keeps_to_its_declaration(name, mask):
 
 # grouped queries in all of them; windows in mistral, and in some layers of gemma
 @torch.no_grad()
+@pytest.mark.oldest
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["llama", "mistral", "gemma3_text", "gpt2"])
 def test_steps_with_a_static_cache(bodies, name):
@@ -271,7 +271,7 @@ def test_a_graph_that_computes_a_prompt():
 
 @torch.no_grad()
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["llama", "mistral"])
+@pytest.mark.parametrize("name", ["llama"])
 def test_generate_compiles_the_decoding_step(bodies, name):
     model, ids = quantize_(float_model(name), "W4KV4", w_group_size=32), prompt(name)
     mask = torch.ones_like(ids)

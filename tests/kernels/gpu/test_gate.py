@@ -62,13 +62,11 @@ def wrong():
 # One kernel of each function, of all widths that decide something, and on other targets what is most different there.
 QUICK = {
     "cuda:90": (
-        "W2 bf16 1 tokens", "W3 fp16 1 tokens", "W4 bf16 1 tokens", "W4 bf16 16 tokens", "W8 fp16 128 tokens",
-        "decode W3 g128 of 4096", "decode KV4 g64 of 128",
-        "W2A8 g128, a token", "W3A8 g128, a token", "W4A8 g128, many tokens", "W8A8 g-1 symmetric, many tokens",
-        "tokens A8", "append KV4 g64 fp16", "encode W4 g128 bf16",
-        "KV8 g128", "KV4 g64", "KV3 g64", "KV2 g32", "stretches of 128 numbers",
+        "W2 bf16 1 tokens", "W4 bf16 16 tokens", "W8 fp16 128 tokens", "3 weights W4 bf16 1 tokens",
+        "experts W4 bf16 8 tokens", "decode W3 g128 of 4096", "W3A8 g128, a token", "W8A8 g-1 symmetric, many tokens",
+        "tokens A8", "append KV4 g64 fp16", "KV8 g128", "KV2 g32", "stretches of 128 numbers",
     ),
-    "cuda:80": ("W4 bf16 1 tokens", "W4A8 g128, 16 tokens", "KV4 g64"),
+    "cuda:80": ("W4 bf16 1 tokens", "KV4 g64"),
 }  # fmt: skip
 
 
