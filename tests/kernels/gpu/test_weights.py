@@ -157,7 +157,9 @@ WAYS = pytest.mark.parametrize("tokens, config", (TILES[0], TILES[4], TILES[5]),
 
 @WAYS
 @pytest.mark.parametrize(
-    "name, broken", (("zero_of", one_off), ("zero_of", of_the_first_group), ("plane_bias", none)), ids=str
+    "name, broken",
+    (("zero_of", one_off), ("zero_of", of_the_first_group), ("plane_bias", none)),
+    ids=("one off", "of the first group", "no bias"),
 )
 def test_a_wrong_zero_point_or_bias_is_found(monkeypatch, name, broken, tokens, config):
     x, packed = torch.randn(tokens, 256).half(), PackedTensor.encode(torch.randn(20, 256).half(), Spec(4, 64))
