@@ -27,7 +27,7 @@ from .packed import PackedTensor, decode_reference, encode_reference
 from .packing import WORD
 from .rotation import rotate, rotation_size
 from .scheme import Scheme, Spec
-from .trials import difference, distance
+from .trials import difference, distance, ends
 from .uniform import fake_quantize
 
 
@@ -84,8 +84,8 @@ class RowFormat:
                 ("packing of rows", stored),
                 lambda: on_gpu.encode_rows(turned, spec, self.words, rows),
                 lambda found: distance(
-                    stored.decode_reference(_ends(found)),
-                    stored.decode_reference(stored.encode_reference(_ends(turned))),
+                    stored.decode_reference(ends(found)),
+                    stored.decode_reference(stored.encode_reference(ends(turned))),
                 ),
                 plain,
             )
@@ -130,7 +130,7 @@ class RowFormat:
             x = on_gpu.TRIALS.run(
                 ("unpacking of rows", stored),
                 lambda: on_gpu.decode_rows(rows, spec, self.length, self.dtype),
-                lambda found: difference(_ends(found), stored.decode_reference(_ends(rows))),
+                lambda found: difference(ends(found), stored.decode_reference(ends(rows))),
                 lambda: stored.decode_reference(rows),
             )
         else:
@@ -142,12 +142,6 @@ class RowFormat:
         """As `decode` with a spec, in torch alone."""
         found = decode_reference(self.split(rows), self.dtype)
         return rotate(found) if self.rotated else found
-
-
-def _ends(x: Tensor) -> Tensor:
-    """The first and the last tokens of x [.., T, R], which are enough for a trial."""
-    few = 64
-    return x if x.dim() < 2 or x.shape[-2] <= 2 * few else torch.cat([x[..., :few, :], x[..., -few:, :]], -2)
 
 
 def _compact(x: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from .layout import group_count, row_words
 from .packing import WORD, pack, unpack
 from .pages import on_large_pages
 from .scheme import PER_TENSOR, Spec
-from .trials import difference, distance
+from .trials import difference, distance, ends
 from .uniform import dequantize, quantize
 
 # Elements that are quantized at a time, so that intermediate results fit the processor's cache.
@@ -70,7 +70,7 @@ class PackedTensor(NamedTuple):
             return on_gpu.TRIALS.run(
                 ("unpacking", self.spec, self.length, self.scale.dtype, dtype),
                 lambda: on_gpu.decode(*self, dtype),
-                lambda found: difference(_ends(found), decode_reference(self._ends(), dtype)),
+                lambda found: difference(ends(found), decode_reference(self._ends(), dtype)),
                 lambda: decode_reference(self, dtype),
             )
         found = native.decode(*self, dtype)
@@ -83,9 +83,8 @@ class PackedTensor(NamedTuple):
 
     def _ends(self) -> PackedTensor:
         words, scale, zero_point = self[:3]
-        rows = max(1, _PIECE // self.length)
-        zero_point = None if zero_point is None else _ends(zero_point, rows)
-        return self._replace(words=_ends(words, rows), scale=_ends(scale, rows), zero_point=zero_point)
+        zero_point = None if zero_point is None else ends(zero_point)
+        return self._replace(words=ends(words), scale=ends(scale), zero_point=zero_point)
 
     def nbytes(self) -> int:
         """Bytes of words, scales and zero points."""
@@ -121,19 +120,12 @@ def _encode_on_gpu(x: Tensor, spec: Spec, scale_dtype: torch.dtype) -> PackedTen
 
     def fault(found: PackedTensor | None) -> str | None:
         assert found is not None
-        wanted = encode_reference(_ends(x), spec, scale_dtype)
+        wanted = encode_reference(ends(x), spec, scale_dtype)
         return distance(decode_reference(found._ends()), decode_reference(wanted))
 
     kind = ("packing", spec, x.shape[-1], x.dtype, scale_dtype)
     packed: PackedTensor | None = on_gpu.TRIALS.run(kind, encode, fault, lambda: None)
     return packed
-
-
-def _ends(x: Tensor, rows: int = 0) -> Tensor:
-    """The first and the last rows of x [..., K], or all of them where they are few: [R, K]."""
-    rows = rows or max(1, _PIECE // x.shape[-1])
-    flat = x.reshape(-1, x.shape[-1])
-    return flat if len(flat) <= 2 * rows else torch.cat([flat[:rows], flat[-rows:]])
 
 
 def _empty(x: Tensor, spec: Spec, scale_dtype: torch.dtype) -> PackedTensor:

@@ -21,6 +21,9 @@ T = TypeVar("T")
 SAME = 0.05
 """Of a number and the root mean square of its row together: by how much it may be off. A wrong tile or scale shows."""
 
+ROWS = 64
+"""At either end of a result that are looked at."""
+
 
 class Trials:
     """Which kinds of work the compiled code for something has shown to do right.
@@ -76,6 +79,12 @@ class Trials:
 
 class Untestable(Exception):
     """A result that says nothing about the code: what it should be is not finite."""
+
+
+def ends(x: Tensor) -> Tensor:
+    """The first and the last rows of x [..., N]: [R, N]. What lies between is cut into tiles like theirs."""
+    rows = x.reshape(-1, x.shape[-1])
+    return rows if len(rows) <= 2 * ROWS else torch.cat([rows[:ROWS], rows[-ROWS:]])
 
 
 def difference(found: Tensor, wanted: Tensor) -> str | None:

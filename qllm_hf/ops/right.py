@@ -10,11 +10,10 @@ from torch import Tensor
 
 from ..packed import PackedTensor, decode_reference
 from ..scheme import Spec
-from ..trials import difference
+from ..trials import difference, ends
 from ..uniform import fake_quantize
 from .graph import Pair
 
-_TOKENS = 64  # at either end of x: what lies between is cut into tiles like theirs
 _PIECE = 2**22  # elements of a weight that are decoded at a time
 _ROWS = 32  # of a product of experts that are looked at
 
@@ -25,9 +24,9 @@ def fault_of_products(found: Sequence[Tensor], x: Tensor, pairs: Sequence[Pair],
     Raises:
         Untestable: one should not be finite.
     """
-    vectors = _exact(_ends(x), activation)
+    vectors = _exact(ends(x), activation)
     for y, (weight, bias) in zip(found, pairs, strict=True):
-        wrong = difference(_ends(y), _product(vectors, weight, bias))
+        wrong = difference(ends(y), _product(vectors, weight, bias))
         if wrong is not None:
             return wrong
     return None
@@ -58,8 +57,3 @@ def _product(x: Tensor, weight: PackedTensor, bias: Tensor | None) -> Tensor:
     pieces = [weight.part(slice(start, start + at_once)) for start in range(0, weight.words.shape[0], at_once)]
     y = torch.cat([F.linear(x, decode_reference(piece, torch.float32)) for piece in pieces], -1)
     return y if bias is None else y + bias.float()
-
-
-def _ends(x: Tensor) -> Tensor:
-    x = x.reshape(-1, x.shape[-1])
-    return x if len(x) <= 2 * _TOKENS else torch.cat([x[:_TOKENS], x[-_TOKENS:]])
