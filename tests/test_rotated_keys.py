@@ -7,12 +7,13 @@ from rotation import enlarge_channels_
 from tiny_models import float_model, on_one_thread, prompt
 
 from qllm_hf import QllmConfig, quantize_
-from qllm_hf.attention import prefer, request
+from qllm_hf.attention import KvRows, Request, prefer, request
 from qllm_hf.cache import QllmCache
 from qllm_hf.errors import SchemeError
+from qllm_hf.kv_rows import RowFormat
 from qllm_hf.loading import load_model
 from qllm_hf.rotation import rotate
-from qllm_hf.scheme import Scheme
+from qllm_hf.scheme import Scheme, Spec
 
 _one_thread = pytest.fixture(autouse=True, scope="module")(on_one_thread)
 
@@ -100,3 +101,13 @@ def test_another_rotation_would_be_noticed(monkeypatch):
         found = logits(model, "llama")
     assert (found - wanted).norm() > 1e-3 * wanted.norm()
     assert rotate(torch.ones(2)).tolist() != [1.0, 1.0]
+
+
+def test_the_room_of_a_static_cache_is_known_with_rotation_too():
+    """How many tokens there are goes along with the rows, or all the room would be read."""
+    form = RowFormat(Spec(4, 32), 32, torch.float32, rotated=True)
+    used = torch.tensor(5)
+    rows = KvRows(torch.zeros(1, 1, 9, form.words, dtype=torch.int16), form, used)
+    asked = Request(torch.ones(1, 1, 1, 32), rows, rows, torch.ones(1, 1, 1, 9, dtype=torch.bool), False, 1.0)
+    assert asked.as_stored().used is used
+    assert not asked.as_stored().keys.format.rotated
