@@ -7,6 +7,7 @@ import torch
 from exactness import DTYPES
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from same_tensors import same
 
 from qllm_hf import native
 from qllm_hf.kv_rows import RowFormat
@@ -17,7 +18,6 @@ from qllm_hf.uniform import fake_quantize, quantize
 LEVELS = ("avx512_vnni", "avx2_vnni", "avx2", "portable")
 GROUPS = (1, 7, 8, 32, 48, 64, 80, 128, 256, -1)
 SHAPES = ((5, 128), (3, 300), (2, 1333), (2, 3, 80), (1, 1), (4, 1, 3, 64))
-BITS_OF = {1: torch.uint8, 2: torch.int16, 4: torch.int32}
 
 pytestmark = pytest.mark.skipif(not native.is_there(), reason="the kernels are not built")
 
@@ -55,21 +55,6 @@ def inputs(shape, dtype, seed=0):
         "next to half-way": steps * (1 + torch.randint(-3, 4, shape, generator=generator) * info.eps),
     }
     return {name: x.clamp(info.min, info.max).to(dtype) for name, x in found.items()}
-
-
-def same(left, right):
-    """Whether both are nothing, or tensors of the same dtype, shape and bits; any NaN is like any other."""
-    if left is None or right is None:
-        return left is right
-    if (left.dtype, left.shape) != (right.dtype, right.shape):
-        return False
-    if left.is_floating_point():
-        nan = left.isnan()
-        if not nan.equal(right.isnan()):
-            return False
-        left, right = left.masked_fill(nan, 0), right.masked_fill(nan, 0)
-    kind = BITS_OF[left.element_size()]
-    return left.contiguous().view(kind).equal(right.contiguous().view(kind))
 
 
 def packed_alike(x, spec, scale_dtype=None):

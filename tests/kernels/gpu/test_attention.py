@@ -7,6 +7,7 @@ import pytest
 pytest.importorskip("triton")
 
 import torch
+from attention_reference import error, exact
 
 from qllm_hf.attention import KvRows, Request, reference
 from qllm_hf.kv_rows import RowFormat
@@ -50,30 +51,6 @@ def request_of(
     )
 
 
-def decoded(rows):
-    """In float64 from codes, scales and zero points, without a rounding of their products."""
-    part = rows.format.split(rows.rows)
-    return part._replace(scale=part.scale.double()).decode(torch.float64)
-
-
-def exact(request):
-    """The attention that a request means, in float64; what sees nothing is 0."""
-    keys, values = (reference.repeated(decoded(rows), request.group) for rows in (request.keys, request.values))
-    scores = request.query.double() @ keys.transpose(-1, -2) * request.scale
-    if request.softcap:
-        scores = request.softcap * torch.tanh(scores / request.softcap)
-    if request.causal:
-        scores = scores.masked_fill(~torch.ones(scores.shape[-2:], dtype=torch.bool).tril(), -torch.inf)
-    if request.mask is not None and request.mask.dtype == torch.bool:
-        scores = scores.masked_fill(~request.mask, -torch.inf)
-    elif request.mask is not None:
-        scores = scores + request.mask.double()
-    if request.sinks is not None:
-        scores = torch.cat([scores, request.sinks.double().reshape(1, -1, 1, 1).expand(*scores.shape[:-1], 1)], -1)
-    weights = torch.softmax(scores, -1)[..., : keys.shape[-2]]
-    return weights.nan_to_num(0.0) @ values
-
-
 def arguments(request):
     keys, values = request.keys.format, request.values.format
     return {
@@ -92,10 +69,6 @@ def ours(request, splits=2, tile=TILE, **others):
     config = Config(tile, splits, 1, 1)
     given = {**arguments(request), **options, "config": config, **others}
     return attention.attend(request.query, request.keys.rows, request.values.rows, **given)
-
-
-def error(found, expected):
-    return ((found.double() - expected).norm() / expected.norm()).item()
 
 
 def allowed(request, expected):

@@ -4,6 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from same_tensors import same
 
 pytest.importorskip("triton", reason="needs Triton")
 
@@ -19,7 +20,6 @@ from qllm_kernels.gpu.quantize import codes
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 pytestmark = pytest.mark.filterwarnings("ignore:(overflow|invalid value) encountered:RuntimeWarning")  # as it should be
-INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32}
 
 
 def numbers(shape, dtype, seed=0):
@@ -45,21 +45,6 @@ def numbers(shape, dtype, seed=0):
         outlier,
     ]
     return torch.stack([each.clamp(info.min, info.max).to(dtype) for each in found])
-
-
-def same(left, right):
-    """Whether both are nothing, or tensors of the same dtype, shape and bits; any NaN is like any other."""
-    if left is None or right is None:
-        return left is right
-    if left.dtype != right.dtype or left.shape != right.shape:
-        return False
-    if left.is_floating_point():
-        nan = left.isnan()
-        if not nan.equal(right.isnan()):
-            return False
-        left, right = left.masked_fill(nan, 0), right.masked_fill(nan, 0)
-    kind = INTEGERS[left.element_size()]
-    return left.contiguous().view(kind).equal(right.contiguous().view(kind))
 
 
 def options(spec):
