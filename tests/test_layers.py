@@ -72,6 +72,7 @@ LAYERS = {
     "page": 17,
     "publishing": 17,
     "demo": 18,
+    "serving": 18,
     "cli": 19,
     "__main__": 20,
 }

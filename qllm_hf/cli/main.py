@@ -10,6 +10,7 @@ from qllm_hf import __version__
 
 from .bench import bench
 from .card import card
+from .chat import chat
 from .demo import demo
 from .env import env
 from .evaluate import evaluate
@@ -21,6 +22,7 @@ from .quantize import quantize
 from .quickstart import quickstart
 from .recommend import recommend
 from .report import report
+from .serve import serve
 from .stats import stats
 from .sweep import sweep
 from .tasks import tasks
@@ -37,6 +39,7 @@ COMMANDS = (
     *(quickstart, demo, quantize, generate),
     *(evaluate, sweep, report, tasks),
     *(recommend, published, stats, bench),
+    *(serve, chat),
     *(card, push),
     *(info, env),
 )
@@ -68,6 +71,7 @@ def _program(
       qllm-hf sweep path/to/model --schemes W4,KV8,W4KV8 -o sweep
       qllm-hf recommend path/to/model --memory 24GB --context 16k --measured sweep
       qllm-hf stats path/to/model --calibration text.jsonl
+      qllm-hf serve model-w4kv8
       qllm-hf push model-w4kv8 owner/name --results sweep --dry-run
     """
 

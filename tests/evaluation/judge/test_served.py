@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, MistralConfig, MistralForCausalLM
 from transformers.utils.import_utils import is_serve_available
 
+from qllm_hf import QllmConfig
 from qllm_hf.builtin import reference_model
 from qllm_hf.errors import JudgeError
 from qllm_hf.evaluation.judge.cached import CachedJudge
@@ -28,6 +30,7 @@ from qllm_hf.evaluation.judge.mt_bench import (
     summarise,
 )
 from qllm_hf.evaluation.judge.prompts import DEFAULT_PROMPTS, read_prompts
+from qllm_hf.loading import load_model
 
 pytestmark = [
     pytest.mark.slow,
@@ -97,7 +100,7 @@ def server(tmp_path_factory):
             [*command, "--device", "cpu"],
             stdout=output,
             stderr=subprocess.STDOUT,
-            env=os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
+            env=os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "QLLM_HF_AUTOLOAD": "1"},
         )
     url = f"http://127.0.0.1:{port}"
     try:
@@ -185,6 +188,20 @@ def test_a_judge_that_cannot_judge(server, answered):
     ratings = rate(judge, answered[:2], DEFAULT_PROMPTS)
     with pytest.raises(JudgeError, match=r"gave no rating in 4 answers\. The first one: "):
         summarise(ratings)
+
+
+def test_the_server_takes_a_packed_checkpoint(server, tokenizer, tmp_path, cannot_run):
+    """It was told of qllm_hf by QLLM_HF_AUTOLOAD alone. `qllm-hf serve` is tested in tests/serving."""
+    if not metadata.entry_points(group="torch.backends", name="qllm_hf"):
+        cannot_run("needs the installed package: make test")
+    model = load_model("reference", QllmConfig(w=4, kv=8), dtype="float32").eval()
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    asked = [{"role": "user", "content": "Mia has 3 apples and gets 4 more. How many?"}]
+    prompt = tokenizer.apply_chat_template(asked, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+    output = model.generate(**prompt, max_new_tokens=ANSWER_TOKENS, do_sample=False)
+    expected = tokenizer.decode(output[0, prompt["input_ids"].shape[1] :], skip_special_tokens=True)
+    assert HttpJudge(server, str(tmp_path), max_tokens=ANSWER_TOKENS).ask(asked) == expected
 
 
 def test_a_model_that_the_server_does_not_have(server, tmp_path):
