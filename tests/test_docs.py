@@ -39,6 +39,7 @@ OPTIONAL = {
     "optimum",
     "ray",
     "triton",
+    "vllm",
 }
 
 

@@ -60,6 +60,7 @@ LAYERS = {
     "loading": 11,
     "streamed": 12,
     "export": 12,
+    "vllm_plugin": 12,
     "evaluation": 12,
     "analysis": 12,
     "reporting": 13,
