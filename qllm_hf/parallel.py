@@ -196,6 +196,12 @@ def whole_words(model: PreTrainedModel) -> dict[str, Tensor]:
     return found
 
 
+def tied_copies(model: PreTrainedModel) -> list[str]:
+    """Names of distributed parameters that are tied to another one, which transformers would save a second time."""
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    return [name for name in model.all_tied_weights_keys if hasattr(parameters.get(name), "placements")]
+
+
 def _gathered(words: Any) -> Tensor:
     """The parts that all processes hold of a distributed tensor of words, beside each other."""
     shape = torch.Size((*words.shape[:-1], 2 * words.shape[-1]))

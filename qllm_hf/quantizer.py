@@ -33,7 +33,16 @@ from .method import RTN
 from .methods.apply import pack_by_method_
 from .nn import PackedLinear, PackedModule
 from .nn.parameters import SUFFIXES
-from .parallel import check_parallel, check_whole, finish_cuts_, mark_cuts_, pack_shard, whole_parameters, whole_words
+from .parallel import (
+    check_parallel,
+    check_whole,
+    finish_cuts_,
+    mark_cuts_,
+    pack_shard,
+    tied_copies,
+    whole_parameters,
+    whole_words,
+)
 from .patterns import numberless
 from .plan import Entry, Plan, make_plan, shared_weights
 from .scheme import FLOAT_BITS
@@ -204,6 +213,8 @@ class QllmHfQuantizer(HfQuantizer):
         """
         state = dict(model.state_dict())
         state |= whole_words(model)
+        for name in tied_copies(model):
+            del state[name]
         guard = guard_name_of(model)
         if guard is not None:
             state[guard] = torch.zeros(1, dtype=torch.uint8)

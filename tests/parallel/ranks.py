@@ -20,7 +20,6 @@ import torch.distributed as dist
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 from transformers.distributed import DistributedConfig
-
 from transformers.utils import logging
 
 import qllm_hf
