@@ -77,6 +77,16 @@ class PackedLinear(PackedModule, nn.Linear):
         copy.__dict__["_is_hf_initialized"] = True  # or the model's _init_weights would try to fill it
         return copy
 
+    @property
+    def _is_hf_initialized(self) -> bool:
+        """transformers initializes a module that says no: it would dequantize each weight, to leave it as it is."""
+        bias = self._parameters.get("bias")
+        return bias is None or getattr(bias, "_is_hf_initialized", False)
+
+    @_is_hf_initialized.setter
+    def _is_hf_initialized(self, value: bool) -> None:
+        """What parameters say counts."""
+
     def assign_input_scale(self, scale: Tensor) -> None:
         """Set what the input is multiplied by, [I]."""
         parameter = nn.Parameter(scale, requires_grad=False)
