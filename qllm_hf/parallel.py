@@ -105,6 +105,8 @@ def check_parallel(model: PreTrainedModel, plan: Plan, *, pre_quantized: bool, p
     if size == 1:
         return []
     once = "Quantize in one process, save, and load what was saved in parallel."
+    if not _styles(model):
+        raise ModelError(f"transformers has no plan to cut {model.config.model_type} models over processes.")
     if packs_after_loading:
         raise ModelError(f"a method that looks at whole weights cannot run while they are cut in {size}. {once}")
     tied = [entry.module for entry in plan.quantized() if entry.tied] if not pre_quantized else []
@@ -301,7 +303,8 @@ def _group(mesh: Any) -> Any:
 
 def register() -> None:
     """Make transformers know the style of what is not cut. Safe to call again."""
-    tensor_parallel.ALL_PARALLEL_STYLES.register(WHOLE, tensor_parallel.TensorParallelLayer())
+    styles: Any = tensor_parallel.ALL_PARALLEL_STYLES  # type: ignore[attr-defined]
+    styles.register(WHOLE, tensor_parallel.TensorParallelLayer())
 
 
 register()

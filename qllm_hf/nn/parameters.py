@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any
+from typing import Any, overload
 
 import torch
 from torch import Tensor, nn
@@ -73,6 +73,10 @@ class PackedModule(nn.Module):
         return [n + s for n in self.weight_specs for s in SUFFIXES.values() if n + s in self._parameters]
 
 
+@overload
+def local(parameter: Tensor) -> Tensor: ...
+@overload
+def local(parameter: None) -> None: ...
 def local(parameter: Tensor | None) -> Tensor | None:
     """The shard of a distributed tensor that lives here, or the tensor itself."""
     if parameter is not None and hasattr(parameter, "to_local"):

@@ -1,9 +1,9 @@
 """Runs cases in several processes that share one model, and writes what each of them found.
 
-    python ranks.py FOLDER
+    python parallel_ranks.py FOLDER
 
 FOLDER/cases.json lists the cases; FOLDER/<name>-<rank>.json and .safetensors are the answers. Everything is imported
-once, and the processes of a case are forked from this one.
+once, cases of one process run here, and the processes of each other size are forked from this one.
 """
 
 import contextlib
@@ -25,6 +25,7 @@ from transformers.utils import logging
 import qllm_hf
 from qllm_hf.cache import cache_nbytes
 from qllm_hf.nn import PackedModule
+from qllm_hf.nn.parameters import local
 from qllm_hf.ops import prefer
 from qllm_hf.reporting.tensors import parameter_bytes
 
@@ -33,14 +34,13 @@ NEW_TOKENS = 6
 
 def measure(case, folder):
     """Logits, generated tokens and bytes of one model, cut over the processes of this group."""
-    options = {"tp_size": dist.get_world_size()} if dist.is_initialized() else None
-    if options is not None:
-        options = {"distributed_config": DistributedConfig(**options, **case.get("distributed", {}))}
+    options = {"dtype": "float32", **case.get("load", {})}
+    if dist.is_initialized():
+        how = {"tp_size": dist.get_world_size(), **case.get("distributed", {})}
+        options["distributed_config"] = DistributedConfig(**how)
     if case.get("config") is not None:
-        options = {**(options or {}), "quantization_config": qllm_hf.QllmConfig(**case["config"])}
-    model = AutoModelForCausalLM.from_pretrained(
-        case["path"], dtype=getattr(torch, case.get("dtype", "float32")), **(options or {}), **case.get("load", {})
-    ).eval()
+        options["quantization_config"] = qllm_hf.QllmConfig(**case["config"])
+    model = AutoModelForCausalLM.from_pretrained(case["path"], **options).eval()
     ids = torch.tensor(case["ids"])
     with torch.no_grad(), prefer(case["prefer"]) if "prefer" in case else contextlib.nullcontext():
         logits = model(ids, use_cache=False).logits
@@ -59,18 +59,16 @@ def measure(case, folder):
     }
     numbers = {
         "cache_bytes": cache_nbytes(written.past_key_values),
-        "parameter_bytes": parameter_bytes(model),
+        "weight_bytes": parameter_bytes(model, here=True),
         "packed_bytes": sum(
-            module._parameters[name].numel() * module._parameters[name].element_size()
-            if not hasattr(module._parameters[name], "to_local")
-            else module._parameters[name].to_local().numel() * module._parameters[name].element_size()
+            local(module._parameters[name]).nbytes
             for module in model.modules()
             if isinstance(module, PackedModule)
             for name in module.packed_names()
         ),
-        "report": str(qllm_hf.report(model)),
+        "report": str(qllm_hf.report(model)) if case.get("report") else "",
     }
-    return {key: value.float().contiguous() for key, value in tensors.items()}, numbers
+    return {key: value.contiguous() for key, value in tensors.items()}, numbers
 
 
 def command(words):
@@ -113,9 +111,8 @@ def in_group(cases, folder, size):
                 try:
                     store = dist.FileStore(f"{meeting}/store", size)
                     dist.init_process_group("gloo", store=store, rank=rank, world_size=size)
-                    for case in cases:
+                    for case in sorted(cases, key=lambda case: "command" in case):  # which ends by leaving the group
                         run(case, folder, rank)
-                        dist.barrier()
                     code = 0
                 except BaseException:
                     traceback.print_exc()
@@ -133,7 +130,10 @@ def main(folder):
     torch.set_num_threads(1)
     logging.disable_progress_bar()
     cases = json.loads((folder / "cases.json").read_text())
-    for size in sorted({case["size"] for case in cases}):
+    for case in cases:
+        if case["size"] == 1:  # here, so that processes find everything imported and done once
+            run(case, folder, 0)
+    for size in sorted({case["size"] for case in cases} - {1}):
         in_group([case for case in cases if case["size"] == size], folder, size)
 
 
