@@ -33,6 +33,7 @@ from .method import RTN
 from .methods.apply import pack_by_method_
 from .nn import PackedLinear, PackedModule
 from .nn.parameters import SUFFIXES
+from .packed import packed_nbytes
 from .parallel import (
     check_parallel,
     check_whole,
@@ -141,25 +142,27 @@ class QllmHfQuantizer(HfQuantizer):
         return QuantizeWeight(self.unusable)
 
     def param_element_size(self, model: PreTrainedModel, param_name: str, param: Tensor) -> float:
-        """Bytes per element that a parameter will take, for device maps: a placeholder counts as what replaces it."""
+        """Bytes per element that a parameter will take, for device maps: a placeholder counts as what replaces it.
+
+        `model` may be a part of the model: transformers asks again for the buffers of each module.
+        """
         module, name = get_module_from_name(model, param_name)
         if isinstance(module, PackedModule):
             if name in module.weight_specs and name in module._parameters:
-                spec, length = module.weight_specs[name]
-                return spec.bits_per_element(length, 8 * param.element_size()) / 8
-            owner = next((weight for weight in module.weight_specs if name.startswith(weight + "_")), None)
-            if owner is not None and owner in module._parameters:
+                return sum(part.nbytes for part in module.declared(name)) / param.numel()
+            waiting = (weight for weight in module.weight_specs if weight in module._parameters)
+            if any(name == weight + suffix for weight in waiting for suffix in SUFFIXES.values()):
                 return 0.0  # counted with the placeholder
         beside = 0.0 if self.pre_quantized else self._bytes_beside(model, param_name, param)
-        return float(param.element_size()) + beside
+        return param.element_size() + beside / param.numel()
 
-    def _bytes_beside(self, model: PreTrainedModel, param_name: str, param: Tensor) -> float:
-        """Bytes per element of the packed head that a float embedding will have beside it; 0 for other parameters."""
-        ties: dict[str, str] = model.all_tied_weights_keys
+    def _bytes_beside(self, model: PreTrainedModel, param_name: str, param: Tensor) -> int:
+        """Bytes of the packed head that a float embedding will have beside it; 0 for other parameters."""
+        ties: dict[str, str] = getattr(model, "all_tied_weights_keys", {})
         for entry in self.plan.quantized():
             if entry.tied and entry.weight is not None and ties.get(entry.name) == param_name:
-                return entry.weight.bits_per_element(entry.shape[-1], 8 * param.element_size()) / 8
-        return 0.0
+                return packed_nbytes(entry.shape, entry.weight, param.dtype)
+        return 0
 
     def update_weight_conversions(
         self, weight_conversions: list[Any], model: PreTrainedModel | None = None

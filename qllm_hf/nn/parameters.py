@@ -50,6 +50,11 @@ class PackedModule(nn.Module):
             self.register_parameter(name + SUFFIXES[part], nn.Parameter(tensor, requires_grad=False))
         self.weight_specs[name] = (spec, shape[-1])
 
+    def declared(self, name: str) -> list[Tensor]:
+        """The parameters of a packed weight, loaded or not."""
+        parts = (self._parameters.get(name + suffix) for suffix in SUFFIXES.values())
+        return [part for part in parts if part is not None]
+
     def packed(self, name: str) -> PackedTensor:
         """The packed weight of that name, made of this process's shards."""
         spec, length = self.weight_specs[name]
