@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 from .config import QllmConfig
 from .errors import ModelError
 from .methods.apply import pack_by_method_
+from .parallel import check_whole
 from .plan import Plan, make_plan
 from .quantizer import QllmHfQuantizer, warn_of_low_coverage
 from .scheme import Scheme
@@ -47,6 +48,7 @@ def quantize_(
         raise ModelError(
             f"this model is already quantized by {method!r}. Load the float model, or call model.dequantize()."
         )
+    check_whole(model, "quantizing", "Give from_pretrained a QllmConfig: weights are then packed while they are cut.")
     warn_of_low_coverage(make_plan(model, config), config)
     adopt_(model, config, pack_by_method_(model, config, progress=progress))
     return model

@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedModel
+from transformers.distributed.configuration_utils import DistributedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
@@ -167,9 +168,17 @@ def load_model(
     *,
     dtype: str = "auto",
     device_map: str | None = None,
+    max_memory: Mapping[int | str, int] | None = None,
+    offload_folder: Path | None = None,
+    tensor_parallel: int = 1,
     trust_remote_code: bool = False,
 ) -> PreTrainedModel:
     """The model with its weights, quantized while they stream in if there is a config.
+
+    Args:
+        max_memory: bytes that weights may take on each device, {0: .., "cpu": ..}, for device maps such as "auto".
+        offload_folder: where weights go for which no device has room.
+        tensor_parallel: number of processes that hold a part of the model each; all of them have to call this.
 
     Raises:
         CheckpointError: files are missing or damaged (`qllm_hf.checkpoint`), or hold no tensor for some weight.
@@ -178,8 +187,12 @@ def load_model(
     """
     quantization_of(config_dict(name_or_path, trust_remote_code=trust_remote_code))
     options: dict[str, Any] = {} if config is None else {"quantization_config": config}
-    if device_map is not None:
-        options["device_map"] = device_map
+    if tensor_parallel > 1:
+        if device_map is not None:
+            raise ModelError("a model is cut over processes or spread over devices (device_map), not both.")
+        options["distributed_config"] = DistributedConfig(tp_size=tensor_parallel)
+    placing = {"device_map": device_map, "max_memory": max_memory, "offload_folder": offload_folder}
+    options |= {name: value for name, value in placing.items() if value is not None}
     with warnings.catch_warnings():
         # said for each packed checkpoint that is given a config; the quantizer checks what may change
         warnings.filterwarnings("ignore", message="You passed `quantization_config`")

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from qllm_kernels import cpu, encode
 
+from .layout import row_words
 from .ordinary import is_plain
 from .scheme import PER_TENSOR, Spec
 
@@ -77,6 +78,8 @@ def decode(
     if not is_plain(words) or not is_plain(scale) or scale.dtype not in TYPES or dtype not in TYPES:
         return None
     if spec.paper_exact or not is_there() or not words.numel() or (zero_point is not None and not is_plain(zero_point)):
+        return None
+    if words.shape[-1] != row_words(length, spec.bits):  # torch has the message for it
         return None
     if spec.group_size == PER_TENSOR:  # every row reads the one scale
         scale = scale.expand(*words.shape[:-1], 1)

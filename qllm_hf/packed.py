@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -148,3 +149,8 @@ def packed_shapes(
     if not spec.symmetric:
         shapes["zero_point"] = (groups, torch.uint8)
     return shapes
+
+
+def packed_nbytes(shape: tuple[int, ...], spec: Spec, dtype: torch.dtype) -> int:
+    """Bytes of words, scales and zero points of a tensor [..., K] of `dtype`."""
+    return sum(math.prod(part) * kind.itemsize for part, kind in packed_shapes(shape, spec, dtype).values())

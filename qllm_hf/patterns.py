@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
 
@@ -24,3 +25,12 @@ def matches(name: str, pattern: str) -> bool:
 def first_match(name: str, patterns: Iterable[str]) -> str | None:
     """The first of the patterns that means this name, or None."""
     return next((pattern for pattern in patterns if matches(name, pattern)), None)
+
+
+def numberless(name: str) -> str:
+    """The name with * for each number, as plans of transformers write them.
+
+    >>> numberless("model.layers.11.mlp.up_proj")
+    'model.layers.*.mlp.up_proj'
+    """
+    return re.sub(r"\.\d+(?=\.|$)", ".*", name)

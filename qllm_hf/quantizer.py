@@ -31,8 +31,20 @@ from .generation import attach_static_cache, detach_static_cache
 from .hooks import attach_kv, detach_kv
 from .method import RTN
 from .methods.apply import pack_by_method_
-from .nn import PackedExperts, PackedLinear, PackedModule
+from .nn import PackedLinear, PackedModule
 from .nn.parameters import SUFFIXES
+from .packed import packed_nbytes
+from .parallel import (
+    check_parallel,
+    check_whole,
+    finish_cuts_,
+    mark_cuts_,
+    pack_shard,
+    tied_copies,
+    whole_parameters,
+    whole_words,
+)
+from .patterns import numberless
 from .plan import Entry, Plan, make_plan, shared_weights
 from .scheme import FLOAT_BITS
 from .surgery import not_finite, pack_modules_, replace_modules_, unpack_modules_
@@ -62,7 +74,9 @@ class QuantizeWeight(ConversionOps):
         for key, value in input_dict.items():
             tensor = value[0] if isinstance(value, list) else value
             module, name = get_module_from_name(model, key)
-            packed = module.pack(tensor) if isinstance(module, PackedLinear) else module.pack(name, tensor)
+            packed = pack_shard(module, name, tensor)
+            if packed is None:
+                packed = module.pack(tensor) if isinstance(module, PackedLinear) else module.pack(name, tensor)
             if not bool(torch.isfinite(packed.scale).all()):
                 self.unusable.append(key)
             module._parameters.pop(name, None)
@@ -97,11 +111,15 @@ class QllmHfQuantizer(HfQuantizer):
         self.plan = make_plan(model, config, check_patterns=not self.pre_quantized)
         if not self.pre_quantized:
             warn_of_low_coverage(self.plan, config)
+        self.cuts = check_parallel(
+            model, self.plan, pre_quantized=self.pre_quantized, packs_after_loading=self._packs_after_loading()
+        )
         if self._packs_after_loading():
             return  # the method has to see the float model
         # a tied head has no tensor of its own, and often no place in the files: it waits for the embedding
         now = self.plan.entries if self.pre_quantized else tuple(e for e in self.plan.entries if not e.tied)
         replace_modules_(model, Plan(now), placeholders=not self.pre_quantized)
+        mark_cuts_(model, self.cuts)
         if self.pre_quantized and self.plan.quantized():
             ignored = set(model._keys_to_ignore_on_load_unexpected or ())
             model._keys_to_ignore_on_load_unexpected = {*ignored, re.escape(guard_name(self.plan))}
@@ -124,25 +142,27 @@ class QllmHfQuantizer(HfQuantizer):
         return QuantizeWeight(self.unusable)
 
     def param_element_size(self, model: PreTrainedModel, param_name: str, param: Tensor) -> float:
-        """Bytes per element that a parameter will take, for device maps: a placeholder counts as what replaces it."""
+        """Bytes per element that a parameter will take, for device maps: a placeholder counts as what replaces it.
+
+        `model` may be a part of the model: transformers asks again for the buffers of each module.
+        """
         module, name = get_module_from_name(model, param_name)
         if isinstance(module, PackedModule):
             if name in module.weight_specs and name in module._parameters:
-                spec, length = module.weight_specs[name]
-                return spec.bits_per_element(length, 8 * param.element_size()) / 8
-            owner = next((weight for weight in module.weight_specs if name.startswith(weight + "_")), None)
-            if owner is not None and owner in module._parameters:
+                return sum(part.nbytes for part in module.declared(name)) / param.numel()
+            waiting = (weight for weight in module.weight_specs if weight in module._parameters)
+            if any(name == weight + suffix for weight in waiting for suffix in SUFFIXES.values()):
                 return 0.0  # counted with the placeholder
         beside = 0.0 if self.pre_quantized else self._bytes_beside(model, param_name, param)
-        return float(param.element_size()) + beside
+        return param.element_size() + beside / param.numel()
 
-    def _bytes_beside(self, model: PreTrainedModel, param_name: str, param: Tensor) -> float:
-        """Bytes per element of the packed head that a float embedding will have beside it; 0 for other parameters."""
-        ties: dict[str, str] = model.all_tied_weights_keys
+    def _bytes_beside(self, model: PreTrainedModel, param_name: str, param: Tensor) -> int:
+        """Bytes of the packed head that a float embedding will have beside it; 0 for other parameters."""
+        ties: dict[str, str] = getattr(model, "all_tied_weights_keys", {})
         for entry in self.plan.quantized():
             if entry.tied and entry.weight is not None and ties.get(entry.name) == param_name:
-                return entry.weight.bits_per_element(entry.shape[-1], 8 * param.element_size()) / 8
-        return 0.0
+                return packed_nbytes(entry.shape, entry.weight, param.dtype)
+        return 0
 
     def update_weight_conversions(
         self, weight_conversions: list[Any], model: PreTrainedModel | None = None
@@ -173,10 +193,12 @@ class QllmHfQuantizer(HfQuantizer):
         return model
 
     def update_parallel_plan(self, model: PreTrainedModel, plan: dict[str, str]) -> None:
-        """Tensor parallelism: the packed parameters of experts are sharded as the weights they stand for."""
-        names = {re.sub(r"\.\d+(?=\.|$)", ".*", name) for name, _ in model.named_parameters()}
+        """Tensor parallelism: packed parameters are sharded as the weights they stand for."""
+        names = {numberless(name) for name, _ in model.named_parameters()}
         for key, style in list(plan.items()):
             plan.update({key + s: style for s in SUFFIXES.values() if key + s in names and key + s not in plan})
+        if plan is model._tp_plan:
+            plan.update(whole_parameters(model, self.cuts, pre_quantized=self.pre_quantized))
 
     def update_tp_plan(self, config: Any) -> Any:
         """Called before 5.21, when there is no model yet: nothing to do."""
@@ -193,6 +215,9 @@ class QllmHfQuantizer(HfQuantizer):
         this format would otherwise skip the packed tensors and go on with random weights; now it stops.
         """
         state = dict(model.state_dict())
+        state |= whole_words(model)
+        for name in tied_copies(model):
+            del state[name]
         guard = guard_name_of(model)
         if guard is not None:
             state[guard] = torch.zeros(1, dtype=torch.uint8)
@@ -214,6 +239,7 @@ class QllmHfQuantizer(HfQuantizer):
 
     def _dequantize(self, model: PreTrainedModel, dtype: torch.dtype | str | None = None) -> PreTrainedModel:
         """Back to ordinary modules and an unquantized KV cache."""
+        check_whole(model, "dequantizing", "Load it in one process, and dequantize it there.")
         # `save_pretrained` leaves the name of the dtype in the config of the model in memory
         unpack_modules_(model, getattr(torch, dtype) if isinstance(dtype, str) else dtype)
         model.__dict__.pop("_weight_conversions", None)  # experts are stored as in float checkpoints again
@@ -229,9 +255,7 @@ def finish_model_(model: PreTrainedModel, config: QllmConfig) -> None:
     """What a model with packed weights needs to run: its KV hooks, its config, the ranges of sharded rows."""
     for key, value in family(model.config.model_type).config_updates.items():
         setattr(model.config, key, value)
-    for module in model.modules():
-        if isinstance(module, PackedModule):
-            module.range_group = _row_group(module)
+    finish_cuts_(model)
     attach_kv(model, config.scheme)
     attach_static_cache(model, config.scheme)
 
@@ -336,7 +360,7 @@ def warn_of_low_coverage(plan: Plan, config: QllmConfig) -> None:
     kept: dict[str, int] = {}
     for entry in plan.kept():
         if not entry.is_head:
-            pattern = re.sub(r"\.\d+(?=\.|$)", ".*", entry.module)
+            pattern = numberless(entry.module)
             kept[f"{pattern} ({entry.reason})"] = kept.get(f"{pattern} ({entry.reason})", 0) + entry.elements
     largest = sorted(kept, key=kept.__getitem__, reverse=True)[:5]
     warnings.warn(
@@ -357,19 +381,6 @@ def guard_name_of(model: nn.Module) -> str | None:
         if isinstance(module, PackedModule):
             return f"{name}.{next(iter(module.weight_specs))}"
     return None
-
-
-def _row_group(module: PackedModule) -> object | None:
-    """The process group that shares the rows of a module's weights, if tensor parallelism cut them."""
-    name = "down_proj" if isinstance(module, PackedExperts) else "weight"
-    words: Any = module._parameters.get(name + "_packed")
-    if words is None or not hasattr(words, "placements"):
-        return None
-    if not any(getattr(placement, "dim", None) in (-1, words.dim() - 1) for placement in words.placements):
-        return None
-    mesh: Any = words.device_mesh
-    group: object = mesh.get_group() if mesh.ndim == 1 else mesh.get_group("tp")
-    return group
 
 
 def _merges_experts(conversion: Any) -> bool:

@@ -52,6 +52,7 @@ LAYERS = {
     "plan": 6,
     "cache": 7,
     "surgery": 7,
+    "parallel": 8,
     "generation": 8,
     "hooks": 8,
     "methods": 9,

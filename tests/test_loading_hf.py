@@ -14,6 +14,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from qllm_hf import CheckpointError, ConfigError, QllmConfig, Scheme, quantize_
 from qllm_hf.ops import prefer
+from qllm_hf.quantizer import QllmHfQuantizer
 from qllm_hf.scheme import Spec
 
 pytestmark = pytest.mark.oldest
@@ -174,6 +175,58 @@ def test_device_maps(floats, packed, name, source, tmp_path):
     assert any(p.is_meta for p in parameters.values()), "nothing was put on disk"
     assert torch.equal(logits(offloaded, name), expected)
     assert torch.equal(logits(offloaded, name), expected), "the second forward differs from the first"
+
+
+def sizes(model):
+    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    return {name: tensor.nbytes for name, tensor in tensors.items()}
+
+
+@pytest.mark.parametrize("source", ["float", "packed"])
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("llama", {"w": 4, "kv": 8, "w_group_size": 32}),
+        ("gemma2", {"w": 4, "w_group_size": 32, "quantize_head": True}),  # packed beside the embedding
+        ("gpt_oss", {"w": 3, "w_group_size": -1}),  # experts with biases
+        ("gpt2", {"w": 8, "w_group_size": 0, "w_symmetric": True}),
+    ],
+)
+def test_what_a_device_map_counts_is_what_is_there(name, options, source, tmp_path, monkeypatch):
+    """transformers asks for the size of each parameter before any is read; half of the model goes to disk."""
+    float_model(name).save_pretrained(tmp_path / "float")
+    whole = load(tmp_path / "float", QllmConfig(**options))
+    whole.save_pretrained(tmp_path / "packed")
+    counted, ask = {}, QllmHfQuantizer.param_element_size
+
+    def count(self, model, parameter, tensor):
+        size = ask(self, model, parameter, tensor)
+        counted[parameter] = size * tensor.numel()
+        return size
+
+    monkeypatch.setattr(QllmHfQuantizer, "param_element_size", count)
+    got = load(
+        tmp_path / source,
+        QllmConfig(**options) if source == "float" else None,
+        device_map="auto",
+        max_memory={"cpu": int(0.9 * sum(sizes(whole).values()))},  # a layer's room is kept free for those on disk
+        offload_folder=tmp_path / "offload",
+    )
+
+    def owner(key):
+        return next((module for module in got.hf_device_map if key.startswith(f"{module}.")), None)
+
+    promised, found = (
+        {
+            device: sum(size for key, size in parts.items() if got.hf_device_map.get(owner(key)) == device)
+            for device in ("cpu", "disk")
+        }
+        for parts in (counted, sizes(got))
+    )
+    assert promised == found
+    assert min(found.values()) > 0
+    assert sum(found.values()) == sum(sizes(whole).values())
+    assert torch.equal(logits(got, name), logits(whole, name))
 
 
 def test_saving_an_offloaded_model(packed, tmp_path):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from . import asking, options
-from .output import answer, answering, note
+from .output import answer, answering, note, one_answer
 
 if TYPE_CHECKING:
     from ..evaluation.record import Record
@@ -40,6 +40,9 @@ def evaluate(
     quantize_head: options.QuantizeHead = False,
     dtype: options.DtypeOption = options.Dtype.auto,
     device_map: options.DeviceMap = None,
+    max_memory: options.MaxMemory = None,
+    offload_folder: options.OffloadFolder = None,
+    tensor_parallel: options.TensorParallel = False,
     trust_remote_code: options.TrustRemoteCode = False,
     as_json: options.AsJson = False,
     quiet: options.Quiet = False,
@@ -48,7 +51,7 @@ def evaluate(
     """Measure what a model can do: scores with standard errors, in five groups of abilities.
 
     KV bits count in every score, log-likelihoods included. Several processes share the work under torchrun, and give
-    the same records as one.
+    the same records as one; with --tensor-parallel they hold a part of one model each, and answer together.
 
     \b
     Examples:
@@ -56,7 +59,9 @@ def evaluate(
       qllm-hf evaluate path/to/model --scheme W4KV8 --abilities nlp,trust --data-dir data -o results
       torchrun --nproc_per_node 2 -m qllm_hf evaluate path/to/model --scheme W4 -o results
     """
-    with answering(as_json=as_json, quiet=quiet, debug=debug):
+    with one_answer(tensor_parallel), answering(as_json=as_json, quiet=quiet, debug=debug):
+        size = options.processes(tensor_parallel)
+        where = options.placing(device_map, max_memory, offload_folder)
         config = options.make_config(scheme, keep, override, quantize_head=quantize_head)
         names = asking.choose(tasks, abilities, without, judge is not None)
 
@@ -67,15 +72,16 @@ def evaluate(
         from ..loading import load_model, load_tokenizer
         from ..reporting.model import scheme_of
 
-        ranks = this_process()
+        ranks = this_process(one_model=tensor_parallel)
         asking.stop_politely(ranks, out)
         tokenizer = load_tokenizer(model, trust_remote_code=trust_remote_code)
         loaded = load_model(
             model,
             None if config is None or str(config.scheme) == "FP16" else config,
             dtype=dtype.value,
-            device_map=device_map or asking.own_device(),
+            tensor_parallel=size,
             trust_remote_code=trust_remote_code,
+            **(where if device_map or tensor_parallel else {"device_map": asking.own_device()}),
         )
         talks = not quiet and ranks.is_first
         if talks and not no_chat and not tokenizer.chat_template:

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from . import options
-from .output import answer, answering, note
+from .output import answer, answering, note, one_answer
 
 
 def generate(
@@ -25,6 +25,9 @@ def generate(
     quantize_head: options.QuantizeHead = False,
     dtype: options.DtypeOption = options.Dtype.auto,
     device_map: options.DeviceMap = None,
+    max_memory: options.MaxMemory = None,
+    offload_folder: options.OffloadFolder = None,
+    tensor_parallel: options.TensorParallel = False,
     trust_remote_code: options.TrustRemoteCode = False,
     as_json: options.AsJson = False,
     quiet: options.Quiet = False,
@@ -39,8 +42,12 @@ def generate(
     Examples:
       qllm-hf generate model-w4kv8 "Once upon a time"
       qllm-hf generate path/to/model "Once upon a time" --scheme W4KV4 --max-new-tokens 128
+      qllm-hf generate model-w4kv8 --device-map auto --max-memory cpu=2GB --offload-folder offload
+      torchrun --nproc-per-node 2 -m qllm_hf generate model-w4kv8 "Once upon a time" --tensor-parallel
     """
-    with answering(as_json=as_json, quiet=quiet, debug=debug):
+    with one_answer(tensor_parallel), answering(as_json=as_json, quiet=quiet, debug=debug):
+        size = options.processes(tensor_parallel)
+        where = options.placing(device_map, max_memory, offload_folder)
         config = options.make_config(scheme, keep, override, quantize_head=quantize_head)
 
         from transformers import TextStreamer, set_seed
@@ -54,7 +61,7 @@ def generate(
         tokenizer = load_tokenizer(model, trust_remote_code=trust_remote_code)
         encoded = _encode(tokenizer, prompt, chat)
         loaded: Any = load_model(
-            model, config, dtype=dtype.value, device_map=device_map, trust_remote_code=trust_remote_code
+            model, config, dtype=dtype.value, tensor_parallel=size, trust_remote_code=trust_remote_code, **where
         )
         inputs = {key: encoded[key].to(loaded.device) for key in ("input_ids", "attention_mask")}
         set_seed(seed)
@@ -82,7 +89,9 @@ def generate(
             "new_tokens": new_tokens,
             "seconds": round(seconds, 4),
             "tokens_per_second": round(new_tokens / seconds, 2),
+            "processes": size,
             "weight_bytes": parameter_bytes(loaded),
+            "weight_bytes_here": parameter_bytes(loaded, here=True),
             "cache_bytes": 0 if cache is None else cache_nbytes(cache),
             "cache_tokens": 0 if cache is None else cache.get_seq_length(),
         }
@@ -95,6 +104,10 @@ def generate(
                 f"weights {bytes_text(data['weight_bytes'])}, "
                 f"KV cache {bytes_text(data['cache_bytes'])} for {data['cache_tokens']} tokens"
             )
+            if size > 1:
+                note(
+                    f"{size} processes; in each: {bytes_text(data['weight_bytes_here'])} of the weights, and this cache"
+                )
 
 
 def _encode(tokenizer: Any, prompt: str, chat: bool) -> Any:

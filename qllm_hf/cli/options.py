@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -58,6 +59,23 @@ DtypeOption = Annotated[
     Dtype, typer.Option("--dtype", help="Of what stays in floating point; auto: as the model says.")
 ]
 DeviceMap = Annotated[str | None, typer.Option("--device-map", help="Where weights go: auto, cpu, cuda, cuda:1, ...")]
+MaxMemory = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--max-memory",
+        metavar="DEVICE=SIZE",
+        help="What weights may take of a device, for --device-map auto: cpu=8GB, 0=20GiB. Repeatable.",
+    ),
+]
+OffloadFolder = Annotated[
+    Path | None, typer.Option("--offload-folder", metavar="DIR", help="Weights that fit on no device go there.")
+]
+TensorParallel = Annotated[
+    bool,
+    typer.Option(
+        "--tensor-parallel", "--tp", help="Cut one model over the processes that torchrun started, a part for each."
+    ),
+]
 TrustRemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Run code that comes with the model.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars, no remarks.")]
@@ -80,6 +98,43 @@ def method_options(given: list[str] | None, awq_result: Path | None = None) -> d
         except ValueError:
             values[name] = value
     return values or None
+
+
+def placing(device_map: str | None, max_memory: list[str] | None, offload_folder: Path | None) -> dict[str, Any]:
+    """Where weights go, as options of `loading.load_model`.
+
+    Raises:
+        UsageError: options that say nothing without --device-map auto, or a text that is no DEVICE=SIZE.
+        ConfigError: a size that is none.
+    """
+    from ..advice.quantities import parse_memory
+
+    if device_map is None and (max_memory or offload_folder):
+        raise UsageError("--max-memory and --offload-folder belong to --device-map auto: give that as well.")
+    limits: dict[int | str, int] = {}
+    for text in max_memory or ():
+        device, _, size = text.partition("=")
+        if not size or not (device.isdigit() or device in ("cpu", "mps")):
+            raise UsageError(
+                f"--max-memory {text!r}: write DEVICE=SIZE, such as cpu=8GB, or 0=20GiB for the first GPU."
+            )
+        limits[int(device) if device.isdigit() else device] = parse_memory(size)
+    return {"device_map": device_map, "max_memory": limits or None, "offload_folder": offload_folder}
+
+
+def processes(tensor_parallel: bool) -> int:
+    """The number of processes that a model is cut over.
+
+    Raises:
+        UsageError: --tensor-parallel, and there is one process.
+    """
+    started = int(os.environ.get("WORLD_SIZE", "1"))
+    if tensor_parallel and started == 1:
+        raise UsageError(
+            "--tensor-parallel cuts a model over several processes, and this is the only one. Start them: "
+            "torchrun --nproc-per-node 2 -m qllm_hf ..."
+        )
+    return started if tensor_parallel else 1
 
 
 def make_config(

@@ -13,6 +13,7 @@ import os
 import sys
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from ..errors import QllmError, QllmWarning
@@ -42,6 +43,24 @@ def answering(*, as_json: bool = False, quiet: bool = False, debug: bool = False
                 raise
             print_error(error, as_json=as_json)
             raise SystemExit(2 if isinstance(error, UsageError) else 1) from None
+
+
+@contextlib.contextmanager
+def one_answer(one_model: bool) -> Iterator[None]:
+    """Where several processes run one model, the first speaks for all of them; at the end they part."""
+    if not one_model or "RANK" not in os.environ:
+        yield
+        return
+    with contextlib.ExitStack() as stack:
+        if os.environ["RANK"] != "0":
+            silence = stack.enter_context(Path(os.devnull).open("w", encoding="utf-8"))
+            stack.enter_context(contextlib.redirect_stdout(silence))
+            stack.enter_context(contextlib.redirect_stderr(silence))
+        yield
+        import torch.distributed as dist
+
+        if dist.is_initialized():
+            dist.destroy_process_group()
 
 
 def answer(data: dict[str, Any], text: str, *, as_json: bool) -> None:

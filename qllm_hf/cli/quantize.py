@@ -12,7 +12,9 @@ from . import options
 from .command_line import words_of
 from .output import UsageError, answer, answering, note
 
-NO_PART_OF_THE_RESULT = ("overwrite", "restart", "dry_run", "as_json", "quiet", "debug")
+NO_PART_OF_THE_RESULT = (
+    *("overwrite", "restart", "dry_run", "max_memory", "offload_folder", "as_json", "quiet", "debug"),
+)
 """Options that do not change what is saved, and are not written down with it."""
 
 
@@ -62,6 +64,8 @@ def quantize(
     quantize_head: options.QuantizeHead = False,
     dtype: options.DtypeOption = options.Dtype.auto,
     device_map: options.DeviceMap = None,
+    max_memory: options.MaxMemory = None,
+    offload_folder: options.OffloadFolder = None,
     max_shard_size: Annotated[str | None, typer.Option(help="Of the files that are written, such as 5GB.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the model that is in DIR.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would happen; reads no weights.")] = False,
@@ -83,6 +87,7 @@ def quantize(
     """
     given = dict(locals())
     with answering(as_json=as_json, quiet=quiet, debug=debug):
+        where = options.placing(device_map, max_memory, offload_folder)
         if scheme is None and bits_per_weight is not None:
             scheme = "W4"  # of what the budget leaves open
         config = options.make_config(
@@ -169,9 +174,7 @@ def quantize(
                 progress=not quiet,
             )
         else:
-            loaded = load_model(
-                model, config, dtype=dtype.value, device_map=device_map, trust_remote_code=trust_remote_code
-            )
+            loaded = load_model(model, config, dtype=dtype.value, trust_remote_code=trust_remote_code, **where)
         from ..publishing.recipe import recipe_files
 
         recipe = recipe_files(model, loaded, words_of("quantize", quantize, given, NO_PART_OF_THE_RESULT))

@@ -258,7 +258,9 @@ class QllmLM(HFLM):  # type: ignore[misc]
     ) -> list[list[Any]]:
         """The answers of all batches: known ones from the journal, the rest from this and the other processes."""
         mine: dict[int, Any] = {}
-        numbers = range(self.ranks.rank, len(batches), self.ranks.size)
+        numbers = self.ranks.turns(len(batches))
+        names = {number: digest(kind, self.fingerprint, keys[number]) for number in numbers}
+        known = self.ranks.common({number for number in numbers if self.journal.get(names[number]) is not None})
         with tqdm(
             total=sum(len(batches[number]) for number in numbers),
             desc=self.label or kind,
@@ -267,13 +269,12 @@ class QllmLM(HFLM):  # type: ignore[misc]
             leave=False,
         ) as bar:
             for number in numbers:
-                key = digest(kind, self.fingerprint, keys[number])
-                answered = self.journal.get(key)
+                answered = self.journal.get(names[number]) if number in known else None
                 if answered is None:
                     begin = time.perf_counter()
                     answers = _halving(batches[number], compute)
                     answered = Answered(answers, time.perf_counter() - begin)
-                    self.journal.add(key, answered)
+                    self.journal.add(names[number], answered)
                 mine[number] = answered
                 bar.update(len(batches[number]))
         shared = self.ranks.share(mine)

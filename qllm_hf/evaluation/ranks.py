@@ -26,16 +26,31 @@ class LostProcess(QllmError):
 
 @dataclass(frozen=True)
 class Ranks:
-    """The processes of a run: this one's number, and how many there are."""
+    """The processes of a run: this one's number, and how many there are.
+
+    With `one_model` they hold parts of one model, so that all of them answer every question.
+    """
 
     rank: int = 0
     size: int = 1
     group: Any = None
+    one_model: bool = False
 
     @property
     def is_first(self) -> bool:
         """Whether this process draws progress bars and writes records."""
         return self.rank == 0
+
+    def turns(self, batches: int) -> range:
+        """The numbers of the batches that this process answers."""
+        return range(batches) if self.one_model else range(self.rank, batches, self.size)
+
+    def common(self, numbers: set[int]) -> set[int]:
+        """The numbers that count as done: with one model, those that are so in every process."""
+        if not self.one_model:
+            return numbers
+        everyone = self.share({self.rank: sorted(numbers)}).values()
+        return set.intersection(*(set(done) for done in everyone))
 
     def share(self, mine: dict[int, Any]) -> dict[int, Any]:
         """The entries of all processes.
@@ -78,7 +93,7 @@ class Ranks:
         return [part[: int(length)] for part, length in zip(parts, lengths, strict=True)]
 
 
-def this_process() -> Ranks:
+def this_process(*, one_model: bool = False) -> Ranks:
     """The processes that torchrun started, connected; or this one alone."""
     started = int(os.environ.get("WORLD_SIZE", "1"))
     if started == 1:
@@ -91,7 +106,7 @@ def this_process() -> Ranks:
     if state.num_processes != started:
         raise LostProcess(f"{started} processes were started, and accelerate connected {state.num_processes} of them.")
     group = dist.new_group(backend="gloo", timeout=PATIENCE)
-    return Ranks(state.process_index, state.num_processes, group)
+    return Ranks(state.process_index, state.num_processes, group, one_model)
 
 
 def leave(ranks: Ranks) -> None:

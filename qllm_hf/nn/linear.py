@@ -13,7 +13,7 @@ from ..ordinary import is_ordinary
 from ..packed import PackedTensor
 from ..scheme import Spec
 from .activation import fake_quantize_rows
-from .parameters import PackedModule
+from .parameters import PackedModule, local
 from .read_only import ReadOnlyTensor
 from .siblings import Siblings
 
@@ -77,6 +77,16 @@ class PackedLinear(PackedModule, nn.Linear):
         copy.__dict__["_is_hf_initialized"] = True  # or the model's _init_weights would try to fill it
         return copy
 
+    @property
+    def _is_hf_initialized(self) -> bool:
+        """transformers initializes a module that says no: it would dequantize each weight, to leave it as it is."""
+        bias = self._parameters.get("bias")
+        return bias is None or getattr(bias, "_is_hf_initialized", False)
+
+    @_is_hf_initialized.setter
+    def _is_hf_initialized(self, value: bool) -> None:
+        """What parameters say counts."""
+
     def assign_input_scale(self, scale: Tensor) -> None:
         """Set what the input is multiplied by, [I]."""
         parameter = nn.Parameter(scale, requires_grad=False)
@@ -86,7 +96,8 @@ class PackedLinear(PackedModule, nn.Linear):
     def float_matrix(self, dtype: torch.dtype | None = None) -> Tensor:
         """What the layer multiplies its input by, [O, I] in the dtype of the scales or `dtype`."""
         matrix = self.packed("weight").decode(dtype)
-        return matrix if self.input_scale is None else matrix * self.input_scale.to(matrix.dtype)
+        input_scale = local(self.input_scale)
+        return matrix if input_scale is None else matrix * input_scale.to(matrix.dtype)
 
     def packed_names(self) -> list[str]:
         """Names of all parameters that hold packed weights, the scale of the input among them."""
@@ -119,10 +130,11 @@ class PackedLinear(PackedModule, nn.Linear):
         return y
 
     def stored(self) -> tuple[Tensor | None, ...]:
-        """Words, scale, zero point and bias, as the parameters that they are."""
+        """Words, scale, zero point and bias, as the parameters that they are, or this process's parts of them."""
         parameters = self._parameters
         zero_point = parameters.get("weight_zero_point")
-        return parameters["weight_packed"], parameters["weight_scale"], zero_point, parameters["bias"]
+        found = parameters["weight_packed"], parameters["weight_scale"], zero_point, parameters["bias"]
+        return tuple(map(local, found)) if self.is_cut else found
 
     def _product(self, x: Tensor) -> Tensor:
         activation = self.activation_spec

@@ -8,7 +8,9 @@ need no special code.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, overload
 
 import torch
 from torch import Tensor, nn
@@ -27,11 +29,15 @@ class PackedModule(nn.Module):
         weight_specs: name of a packed weight -> (how it is quantized, length of its rows).
         activation_spec: how inputs are quantized per token, or None.
         range_group: the process group over which a row-sharded input must agree on its range, or None.
+        row_parts: name of a packed weight -> the number of processes that its rows are cut over (tensor parallelism).
+        is_cut: some parameters are distributed tensors, of which this process holds a part.
     """
 
     weight_specs: dict[str, tuple[Spec, int]]
     activation_spec: Spec | None
     range_group: Any = None
+    row_parts: Mapping[str, int] = MappingProxyType({})
+    is_cut: bool = False
     # transformers then hands the local shard, not the distributed tensor, to forward
     _hf_quantized_needs_local_tp = True
 
@@ -44,16 +50,19 @@ class PackedModule(nn.Module):
             self.register_parameter(name + SUFFIXES[part], nn.Parameter(tensor, requires_grad=False))
         self.weight_specs[name] = (spec, shape[-1])
 
+    def declared(self, name: str) -> list[Tensor]:
+        """The parameters of a packed weight, loaded or not."""
+        parts = (self._parameters.get(name + suffix) for suffix in SUFFIXES.values())
+        return [part for part in parts if part is not None]
+
     def packed(self, name: str) -> PackedTensor:
         """The packed weight of that name, made of this process's shards."""
         spec, length = self.weight_specs[name]
-        parts = {part: _local(self._parameters.get(name + suffix)) for part, suffix in SUFFIXES.items()}
+        parts = {part: local(self._parameters.get(name + suffix)) for part, suffix in SUFFIXES.items()}
         words, scale = parts["words"], parts["scale"]
         if words is None or scale is None:
             raise CheckpointError(f"{type(self).__name__}: the packed weight {name!r} was never loaded.")
-        if words.shape[-1] != self._parameters[name + "_packed"].shape[-1]:  # type: ignore[union-attr]
-            length = length * words.shape[-1] // self._parameters[name + "_packed"].shape[-1]  # type: ignore[union-attr]
-        return PackedTensor(words, scale, parts["zero_point"], spec, length)
+        return PackedTensor(words, scale, parts["zero_point"], spec, length // self.row_parts.get(name, 1))
 
     def assign_packed(self, name: str, packed: PackedTensor) -> None:
         """Replace the parameters of a packed weight."""
@@ -69,9 +78,13 @@ class PackedModule(nn.Module):
         return [n + s for n in self.weight_specs for s in SUFFIXES.values() if n + s in self._parameters]
 
 
-def _local(parameter: Tensor | None) -> Tensor | None:
+@overload
+def local(parameter: Tensor) -> Tensor: ...
+@overload
+def local(parameter: None) -> None: ...
+def local(parameter: Tensor | None) -> Tensor | None:
     """The shard of a distributed tensor that lives here, or the tensor itself."""
     if parameter is not None and hasattr(parameter, "to_local"):
-        local: Tensor = parameter.to_local()
-        return local
+        shard: Tensor = parameter.to_local()
+        return shard
     return parameter

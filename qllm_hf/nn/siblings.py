@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from ..ops import Shortcut, linear_many
+from .parameters import local
 
 if TYPE_CHECKING:
     from .linear import PackedLinear
@@ -59,7 +60,7 @@ class Siblings:
             if results is not None:
                 return results
         activation = self.layers[0].activation_spec
-        pairs = [(layer.packed("weight"), layer.bias) for layer in self.layers]
+        pairs = [(layer.packed("weight"), local(layer.bias)) for layer in self.layers]
         if not x.is_cpu:
             return linear_many(x, pairs, activation)
         self._shortcut = Shortcut.of(x, pairs, activation)

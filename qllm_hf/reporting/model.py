@@ -11,13 +11,15 @@ from ..config import QllmConfig
 from ..errors import ModelError
 from ..families import family
 from ..method import RTN
+from ..parallel import tensor_parallel_size
 from ..plan import Plan, make_plan
 from ..quantizer import QllmHfQuantizer
 from ..scheme import FLOAT_BITS, Scheme
 from ..surgery import replace_modules_
 from .backends import model_backends
 from .kv import kv_report, twin_on_meta
-from .tensors import dtype_name, kept_groups, kept_linear_bytes, packed_weights, quantized_groups
+from .tensors import dtype_name, kept_groups, kept_linear_bytes, packed_weights, parameter_bytes, quantized_groups
+from .text import bytes_text
 from .values import Origin, Report
 
 
@@ -96,7 +98,9 @@ def _report(model: PreTrainedModel, config: QllmConfig, plan: Plan, origin: Orig
         kept=kept,
         kv=kv_report(model, scheme),
         backends=model_backends(model),
-        notes=(*_method_notes(config), *_head_notes(plan), *_family_notes(model)) if is_quantized else (),
+        notes=(*_method_notes(config), *_head_notes(plan), *_parallel_notes(model), *_family_notes(model))
+        if is_quantized
+        else (),
     )
 
 
@@ -111,6 +115,16 @@ def _head_notes(plan: Plan) -> tuple[str, ...]:
         + ("; the embedding that it was tied to stays as well, and the packed head is stored beside it" * entry.tied)
         for entry in plan.quantized()
         if entry.is_head
+    )
+
+
+def _parallel_notes(model: PreTrainedModel) -> tuple[str, ...]:
+    """Over how many processes the model is cut, if it is: sizes are those of the whole model."""
+    size, here = tensor_parallel_size(model), parameter_bytes(model, here=True)
+    if size == 1 or here == parameter_bytes(model):
+        return ()
+    return (
+        f"cut over {size} processes, of which this one holds {bytes_text(here)}; sizes here are of the whole model",
     )
 
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from torch import Tensor, nn
 
 from ..nn import PackedExperts, PackedLinear, PackedModule
-from ..nn.parameters import SUFFIXES
+from ..nn.parameters import SUFFIXES, local
 from ..plan import Plan
 from ..scheme import FLOAT_BITS, Spec
 from .values import KeptGroup, QuantizedGroup
@@ -105,10 +105,14 @@ def kept_linear_bytes(model: nn.Module, plan: Plan) -> int:
     return sum(_nbytes(tensor) for tensor, _, names in _float_tensors(model) if linear.intersection(names))
 
 
-def parameter_bytes(model: nn.Module) -> int:
-    """Bytes of all parameters and saved buffers, packed or not."""
-    packed = sum(weight.bytes_after for weight in packed_weights(model, Plan(())))
-    return packed + sum(_nbytes(tensor) for tensor, _, _ in _float_tensors(model))
+def parameter_bytes(model: nn.Module, *, here: bool = False) -> int:
+    """Bytes of all parameters and saved buffers, packed or not; `here`: those that this process holds of a model that
+    is cut over several."""
+    tensors: dict[int, Tensor] = {}
+    for module in model.modules():
+        saved = {n: b for n, b in module._buffers.items() if n not in module._non_persistent_buffers_set}
+        tensors |= {id(t): t for t in {**module._parameters, **saved}.values() if t is not None}
+    return sum(_nbytes(local(tensor) if here else tensor) for tensor in tensors.values())
 
 
 def packed_modules(model: nn.Module) -> Iterator[PackedModule]:
