@@ -117,13 +117,9 @@ def evaluate(
             bars=bars,
         )
         for task, info in infos.items():
-            as_chat = info.chat and chat and bool(tokenizer.chat_template)
-            if task in (RATED, LOOKED_AT):
-                prepared = prepare(task, lm, data_dir, as_chat, rater)
-            else:
-                prepared = _prepare(task, info, lm, data_dir, shots, as_chat)
-            part = None if limit is None or limit >= prepared.size else limit
-            identity = {**measured, "task": task, "metric": info.metric, "limit": part, **prepared.identity}
+            prepared, identity = _question(task, info, lm, tokenizer, limit, data_dir, shots, chat, rater)
+            identity = {**measured, **identity}
+            part = identity["limit"]
             record = _known(store, identity, ranks)
             if record is None:
                 lm.label = f"{subject.scheme} {task}"
@@ -180,6 +176,48 @@ def check(
     for problem in problems.values():
         raise problem
     return infos
+
+
+def identities(
+    tasks: Iterable[str],
+    tokenizer: Any,
+    *,
+    limit: int | None = None,
+    data_dir: str | Path | None = None,
+    shots: int | None = None,
+    chat: bool = True,
+) -> dict[str, dict[str, Any]]:
+    """{task: what its record will say was asked}, without a model: which scores are known can be told before one loads.
+
+    Raises:
+        ConfigError, MissingExtraError: as `evaluate`.
+    """
+    with quiet_lm_eval():
+        return {
+            task: _question(task, find_task(task), None, tokenizer, limit, data_dir, shots, chat, None)[1]
+            for task in tasks
+        }
+
+
+def _question(
+    task: str,
+    info: TaskInfo,
+    lm: Any,
+    tokenizer: Any,
+    limit: int | None,
+    data_dir: str | Path | None,
+    shots: int | None,
+    chat: bool,
+    rater: Rater | None,
+) -> tuple[Prepared, dict[str, Any]]:
+    """A task, ready to be asked, and what tells its records from others, besides the model."""
+    as_chat = info.chat and chat and bool(tokenizer.chat_template)
+    if task in (RATED, LOOKED_AT):
+        prepared = prepare(task, lm, data_dir, as_chat, rater)
+    else:
+        prepared = _prepare(task, info, lm, data_dir, shots, as_chat)
+    part = None if limit is None or limit >= prepared.size else limit
+    return prepared, {"task": task, "metric": info.metric, "limit": part, **prepared.identity}
 
 
 def _prepare(
