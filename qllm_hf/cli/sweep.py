@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 from pathlib import Path
@@ -90,13 +91,17 @@ def sweep(
     """
     with answering(as_json=as_json, quiet=quiet, debug=debug):
         names = asking.choose(tasks, abilities, without, judge is not None)
+        if ray is not None and os.environ.get("WORLD_SIZE", "1") != "1":
+            raise UsageError("--ray starts processes itself. Give the command without torchrun.")
+        if ray is not None and part:
+            raise UsageError("--part measures without the float model, which a sweep on a cluster begins with.")
         if ray is not None and judge is not None:
             raise UsageError(
                 "--judge rates on one machine: sweep with --ray and without it, then the same command with --judge, "
                 f"--tasks qllm_mt_bench and without --ray, into the same folder ({out})."
             )
 
-        from ..evaluation.ranks import leave, this_process
+        from ..evaluation.ranks import this_process
         from ..loading import load_tokenizer
         from ..results import write_command
         from ..sweep.models import Models
@@ -104,61 +109,62 @@ def sweep(
         from ..sweep.run import sweep as run_sweep
         from ..sweep.schemes import parse_candidates
 
-        ranks = this_process()
-        asking.stop_politely(ranks, out)
-        changes = options.make_config("W4", keep, override)
-        assert changes is not None
-        given: dict[str, Any] = {
-            key: value
-            for key in ("modules_to_not_convert", "overrides")
-            if (value := getattr(changes, key)) is not None
-        }
-        tokenizer = load_tokenizer(model, trust_remote_code=trust_remote_code)
-        if calibration is not None:
-            from ..methods.calibration import read_calibration
+        with this_process().together() as ranks:
+            asking.stop_politely(ranks, out)
+            talks = not quiet and ranks.is_first
+            changes = options.make_config("W4", keep, override)
+            assert changes is not None
+            given: dict[str, Any] = {
+                key: value
+                for key in ("modules_to_not_convert", "overrides")
+                if (value := getattr(changes, key)) is not None
+            }
+            tokenizer = load_tokenizer(model, trust_remote_code=trust_remote_code)
+            if calibration is not None:
+                from ..methods.calibration import read_calibration
 
-            given["calibration"] = read_calibration(calibration, tokenizer, samples=samples, seqlen=seqlen)
-        candidates = parse_candidates(schemes.split(","), baseline=not part, **given)
-        for config in candidates.values():
-            if config is not None:
-                config.check_ready()
-        talks = not quiet and ranks.is_first
-        if talks and not no_chat and not tokenizer.chat_template:
-            note("the tokenizer has no chat template: every question is asked as plain text.")
-        teller = Teller(list(candidates), names, live=sys.stderr.isatty()).tell if talks else silent
-        command = shlex.join(["qllm-hf", *sys.argv[1:]])
-        if ray is not None:
-            from ..cluster.worker import Asked, Subject
-            from .spread import on_ray
+                given["calibration"] = read_calibration(calibration, tokenizer, samples=samples, seqlen=seqlen)
+            candidates = parse_candidates(schemes.split(","), baseline=not part, **given)
+            for config in candidates.values():
+                if config is not None:
+                    config.check_ready()
+            if talks and not no_chat and not tokenizer.chat_template:
+                note("the tokenizer has no chat template: every question is asked as plain text.")
+            teller = Teller(list(candidates), names, live=sys.stderr.isatty()).tell if talks else silent
+            command = shlex.join(["qllm-hf", *sys.argv[1:]])
+            jobs = None
+            if ray is not None:
+                from ..cluster.worker import Asked, Subject
+                from .spread import on_ray
 
-            subject = Subject.of(model, dtype=dtype.value, device_map=device_map, trust_remote_code=trust_remote_code)
-            folder = None if data_dir is None else str(data_dir.expanduser().resolve())
-            spread = on_ray(
-                ray,
-                (job_cpus, job_gpus, retries),
-                (subject, tokenizer, candidates, names, out, Asked(limit, batch_size, folder, shots, not no_chat)),
-                teller,
-                note if talks else silent,
-                command,
-            )
-            finish(spread.swept, out, as_json=as_json, talks=talks, jobs=spread.jobs)
-            return
-        device_map = device_map or asking.own_device()
-        models = Models(model, dtype=dtype.value, device_map=device_map, trust_remote_code=trust_remote_code)
-        if talks and not models.keeps:
-            note("memory is too short to keep the float weights: they are read from disk for each scheme.")
-        rater = None if judge is None else asking.make_rater(judge, judge_model, judge_price, judge_prompts, out, talks)
+                spread = on_ray(
+                    ray,
+                    (job_cpus, job_gpus, retries),
+                    Subject.of(model, dtype=dtype.value, device_map=device_map, trust_remote_code=trust_remote_code),
+                    (tokenizer, candidates, names, out),
+                    Asked(limit, batch_size, None if data_dir is None else str(data_dir), shots, not no_chat),
+                    (teller, note if talks else silent),
+                    command,
+                )
+                swept, jobs = spread.swept, spread.jobs
+            else:
+                device_map = device_map or asking.own_device()
+                models = Models(model, dtype=dtype.value, device_map=device_map, trust_remote_code=trust_remote_code)
+                if talks and not models.keeps:
+                    note("memory is too short to keep the float weights: they are read from disk for each scheme.")
+                rater = None
+                if judge is not None:
+                    rater = asking.make_rater(judge, judge_model, judge_price, judge_prompts, out, talks)
+                if ranks.is_first:
+                    write_command(out, command)
+                swept = run_sweep(
+                    models,
+                    tokenizer,
+                    candidates,
+                    names,
+                    out,
+                    Settings(limit, batch_size, data_dir, shots, not no_chat, rater, ranks, bars=False),
+                    teller,
+                )
         if ranks.is_first:
-            write_command(out, command)
-        swept = run_sweep(
-            models,
-            tokenizer,
-            candidates,
-            names,
-            out,
-            Settings(limit, batch_size, data_dir, shots, not no_chat, rater, ranks, bars=False),
-            teller,
-        )
-        leave(ranks)
-        if ranks.is_first:
-            finish(swept, out, as_json=as_json, talks=talks, part=part)
+            finish(swept, out, as_json=as_json, talks=talks, part=part, jobs=jobs)

@@ -15,9 +15,11 @@ from ..errors import CheckpointError, QllmWarning
 from ..evaluation import engine
 from ..evaluation.dialogue import Rater
 from ..evaluation.provenance import revision_of
-from ..evaluation.ranks import LostProcess, Ranks
+from ..evaluation.ranks import Disagreement, FailedElsewhere, LostProcess, Ranks
 from ..evaluation.record import Record
+from ..evaluation.sources import first_line
 from ..evaluation.store import Store
+from ..loading import local_folder
 from ..reporting.model import report
 from ..results import BASELINE, Results, Size, read_results, write_size
 from .known import find_known, identity_of
@@ -118,7 +120,7 @@ def sweep(
     if rest:
         run.measure(BASELINE, rest)
         rest = by_cost(rest, run.baseline)
-        for label in by_promise(schemes, read_results(out)):
+        for label in settings.ranks.of_first(lambda: by_promise(schemes, read_results(out))):
             run.try_to_measure(label, rest)
     return run.swept()
 
@@ -148,7 +150,10 @@ class _Run:
     def swept(self) -> Swept:
         """What has come of it, when all processes are done."""
         self.settings.ranks.wait()
-        return Swept(read_results(self.out), self.failures, self.warned)
+        if self.settings.ranks.is_first:
+            return Swept(read_results(self.out), self.failures, self.warned)
+        none = Results(self.out, self.models.name, self.revision, (), {})  # only the first process has the folder
+        return Swept(none, self.failures, self.warned)
 
     def try_to_measure(self, label: str, tasks: Sequence[str]) -> None:
         """As `measure`, but what goes wrong is kept for later: other schemes may be fine."""
@@ -156,11 +161,13 @@ class _Run:
             return
         try:
             self.measure(label, tasks)
-        except LostProcess:
+        except (LostProcess, Disagreement):
             raise
         except (ValueError, RuntimeError, MemoryError, OSError) as error:
             self._loaded = None
-            self.failures[label] = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
+            if not isinstance(error, FailedElsewhere):
+                self.settings.ranks.tell(error)
+            self.failures[label] = first_line(error)
 
     def measure(self, label: str, tasks: Sequence[str]) -> list[Record]:
         """The scores of a scheme; its model is made only if one of them is not known."""
@@ -214,7 +221,7 @@ class _Run:
         if self._loaded is not None and self._loaded[0] == label:
             return self._loaded[1]
         self._loaded = None  # before the next one is made: two may not fit
-        with noted() as warned:
+        with noted() as warned, self._one_downloads():
             model = self.models.get(self.candidates[label])
         if warned:
             self.warned[label] = tuple(dict.fromkeys(warned))
@@ -225,6 +232,11 @@ class _Run:
         if self.settings.ranks.is_first:
             self._keep_size(label, model)
         return model
+
+    def _one_downloads(self) -> contextlib.AbstractContextManager[None]:
+        """A model that comes from the Hub is fetched once for each machine."""
+        first = local_folder(self.models.name) is None and not self.models.reads
+        return self.settings.ranks.local_first() if first else contextlib.nullcontext()
 
     def _keep_size(self, label: str, model: PreTrainedModel) -> None:
         size = Size.of(report(model), self.models.name, self.revision, label)
