@@ -202,7 +202,7 @@ class Results:
         found = {}
         for record in self.records:
             baseline = before.get(record.task)
-            if baseline is None or _asked(baseline) != _asked(record):
+            if baseline is None or asked_of(baseline) != asked_of(record):
                 continue
             now = values[record.task] if record is baseline else _values(self.lines(record), record)
             found[record.scheme, record.task] = _compare(record, baseline, now, values[record.task])
@@ -263,7 +263,7 @@ def read_sizes(folder: Path, model: str, revision: str) -> dict[str, Size]:
     return sizes
 
 
-def _asked(record: Record) -> tuple[Any, ...]:
+def asked_of(record: Record) -> tuple[Any, ...]:
     """What two records must have in common to be scores of the same questions."""
     asked = (record.task_version, record.metric, record.limit, record.shots, record.chat, record.judge, record.data)
     return *asked, record.dtype

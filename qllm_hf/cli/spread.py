@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import asking
-from .output import note
+from .output import UsageError, answer, note
 
 if TYPE_CHECKING:
     from ..cluster.run import Spread
@@ -56,3 +56,58 @@ def on_ray(
     except KeyboardInterrupt:
         note(f"stopped; what was measured is kept in {str(out)!r}: the same command goes on from there.")
         raise SystemExit(130) from None
+
+
+def print_hub_jobs(
+    model: str,
+    data_dir: Path | None,
+    schemes: tuple[str, dict[str, Any], str | None],
+    tasks: tuple[list[str], bool],
+    job: tuple[str, str, str | None, str],
+    options: tuple[str, ...],
+    out: Path,
+    *,
+    as_json: bool,
+) -> None:
+    """Print the commands that run a sweep as Jobs on the Hub.
+
+    Args:
+        schemes: as they were given, options of all of them, and calibration text.
+        tasks: their names, and whether each ability is a job of its own.
+        job: dataset for the results, time, what is installed, kind of machine.
+        options: further words for each job.
+    """
+    from .. import __version__
+    from ..cluster.flavors import choose_flavor
+    from ..cluster.footprint import footprint
+    from ..cluster.hub_jobs import Part, Wanted, page
+    from ..cluster.hub_jobs import as_json as for_programs
+    from ..evaluation.record import ABILITIES
+    from ..evaluation.registry import find_task
+    from ..loading import check_float, model_on_meta
+    from ..sweep.schemes import parse_candidates
+
+    texts, given, calibration = schemes
+    if calibration is not None:
+        if Path(calibration).expanduser().exists():
+            raise UsageError(
+                f"--calibration {calibration!r} is a file here, and jobs run elsewhere. Give a dataset on the Hub "
+                "(owner/name), or curriculum."
+            )
+        given = {**given, "calibration": calibration}
+    names, by_ability = tasks
+    repo, timeout, install, flavor = job
+    wanted = Wanted(model, data_dir, options, repo, timeout, install or f"qllm-hf[eval]=={__version__}")
+    wanted.check()
+    check_float(model, trust_remote_code="--trust-remote-code" in options)
+    shapes = model_on_meta(model, trust_remote_code="--trust-remote-code" in options)
+    abilities = {name: [task for task in names if find_task(task).ability == name] for name in ABILITIES}
+    groups = {name: found for name, found in abilities.items() if found} if by_ability else {"": names}
+    parts = []
+    for label, config in parse_candidates(texts.split(","), **given).items():
+        if config is not None:
+            config.check_ready()
+        need = footprint(shapes, config, on_gpu=not flavor.startswith("cpu"))
+        machine = choose_flavor(need, flavor)
+        parts += [Part(label, ability, tuple(found), need, machine) for ability, found in groups.items()]
+    answer(dict(for_programs(parts, wanted, out)), page(parts, wanted, out), as_json=as_json)

@@ -72,6 +72,16 @@ def sweep(
     retries: Annotated[
         int, typer.Option(min=0, help="How often a job that was lost with its machine is begun again.")
     ] = 3,
+    hub_jobs: Annotated[
+        str | None,
+        typer.Option(metavar="OWNER/NAME", help="Print commands for Jobs on the Hub that write to this dataset."),
+    ] = None,
+    by_ability: Annotated[bool, typer.Option("--by-ability", help="A job for each scheme and ability.")] = False,
+    job_flavor: Annotated[str, typer.Option(help="Machine of a job on the Hub; auto: the smallest it fits.")] = "auto",
+    job_timeout: Annotated[str, typer.Option(help="Of a job on the Hub: 90m, 6h, 1d.")] = "6h",
+    job_install: Annotated[
+        str | None, typer.Option(help="What a job on the Hub installs; by default this version of qllm-hf.")
+    ] = None,
     as_json: options.AsJson = False,
     quiet: options.Quiet = False,
     debug: options.Debug = False,
@@ -88,6 +98,7 @@ def sweep(
       qllm-hf sweep path/to/model --schemes study --data-dir data -o sweep
       qllm-hf sweep path/to/model --schemes W3,W3+gptq --calibration text.jsonl -o sweep
       qllm-hf sweep owner/name --schemes study --ray auto -o sweep
+      qllm-hf sweep owner/name --schemes study --hub-jobs me/results -o sweep > jobs.sh
     """
     with answering(as_json=as_json, quiet=quiet, debug=debug):
         names = asking.choose(tasks, abilities, without, judge is not None)
@@ -101,6 +112,43 @@ def sweep(
                 f"--tasks qllm_mt_bench and without --ray, into the same folder ({out})."
             )
 
+        changes = options.make_config("W4", keep, override)
+        assert changes is not None
+        given: dict[str, Any] = {
+            key: value
+            for key in ("modules_to_not_convert", "overrides")
+            if (value := getattr(changes, key)) is not None
+        }
+        if hub_jobs is not None:
+            from .spread import print_hub_jobs
+
+            words: list[str] = []
+            for name, value in (
+                ("--limit", limit),
+                ("--shots", shots),
+                ("--batch-size", batch_size),
+                ("--calibration", calibration),
+                ("--samples", samples if calibration else None),
+                ("--seqlen", seqlen if calibration else None),
+                ("--dtype", None if dtype is options.Dtype.auto else dtype.value),
+                *(("--keep", pattern) for pattern in keep or ()),
+                *(("--override", text) for text in override or ()),
+            ):
+                words += [] if value is None else [name, str(value)]
+            words += ["--no-chat"] if no_chat else []
+            words += ["--trust-remote-code"] if trust_remote_code else []
+            print_hub_jobs(
+                model,
+                data_dir,
+                (schemes, given, calibration),
+                (names, by_ability),
+                (hub_jobs, job_timeout, job_install, job_flavor),
+                tuple(words),
+                out,
+                as_json=as_json,
+            )
+            return
+
         from ..evaluation.ranks import this_process
         from ..loading import load_tokenizer
         from ..results import write_command
@@ -112,13 +160,6 @@ def sweep(
         with this_process().together() as ranks:
             asking.stop_politely(ranks, out)
             talks = not quiet and ranks.is_first
-            changes = options.make_config("W4", keep, override)
-            assert changes is not None
-            given: dict[str, Any] = {
-                key: value
-                for key in ("modules_to_not_convert", "overrides")
-                if (value := getattr(changes, key)) is not None
-            }
             tokenizer = load_tokenizer(model, trust_remote_code=trust_remote_code)
             if calibration is not None:
                 from ..methods.calibration import read_calibration

@@ -16,6 +16,7 @@ from ..cost.model import cost_of
 from ..evaluation.batches import tokens_to_read, tokens_to_write
 from ..evaluation.lm import float_cache_bytes
 from ..method import RTN
+from ..plan import make_plan
 
 PROCESS: Final = 1_000_000_000
 """Bytes of Python with torch, transformers and lm_eval, before any model."""
@@ -82,9 +83,10 @@ def footprint(
     weights = cost.weight_bytes
     if config is not None and (config.method != RTN or config.needs_calibration):
         weights += sum(tensor.nbytes for tensor in shapes.parameters())  # both are there while codes are chosen
-    widest = max((max(tensor.shape) for tensor in shapes.parameters() if tensor.dim() > 1), default=0)
-    widest = max(min(widest, 8 * text.hidden_size), text.hidden_size)  # rows of an embedding are not activations
-    activations = max(read, written) * (8 * text.hidden_size + 3 * widest) * itemsize
+    inner = max(
+        (max(entry.shape[-2:]) for entry in make_plan(shapes, QllmConfig()).entries if not entry.is_head), default=0
+    )
+    activations = max(read, written) * (8 * text.hidden_size + 3 * inner) * itemsize
     logits = _COPIES * 4 * read * text.vocab_size
     largest = max((tensor.numel() for tensor in shapes.parameters()), default=0) * (itemsize + 4)
     return Footprint(weights, written * per_token, activations + logits + largest)
