@@ -220,4 +220,5 @@ def _reason(error: Exception) -> str:
     if isinstance(error, ImportError) or "No module named 'qllm_hf'" in str(error):
         return "qllm-hf is not installed there: pip install 'qllm-hf[eval,ray]'"
     said = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {said[0] if said else ''}".split(" To see node death information")[0][:300]
+    first = said[0].split(". ")[0].rstrip(".") if said else ""  # what follows are ids, and hints at Ray's own tools
+    return f"{type(error).__name__}: {first}"

@@ -90,7 +90,7 @@ def test_each_job_measures_its_part_and_brings_it_back(commands):
         assert context["calibration"] == "curriculum" and context["hub_jobs"] is None
         fetch = words[words.index("download") : words.index("||")]
         upload = words[words.index("upload") : words.index("exit") - 1]
-        assert _parsed(HF, fetch)["include"] == [f"{name}/*"]
+        assert list(_parsed(HF, fetch)["include"]) == [f"{name}/*"]
         sent = _parsed(HF, upload)
         assert (sent["repo_id"], sent["local_path"], sent["path_in_repo"]) == ("me/results", f"/results/{name}", name)
 
