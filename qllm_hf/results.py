@@ -71,6 +71,13 @@ class Size:
         return batch * sum(size * (tokens if kept is None else min(tokens, kept)) for size, kept in self.kv)
 
     @classmethod
+    def from_json(cls, entry: Mapping[str, Any]) -> Size:
+        """The size that `dataclasses.asdict` made JSON of."""
+        known = {each.name for each in fields(cls)}
+        kv = None if entry["kv"] is None else tuple((size, window) for size, window in entry["kv"])
+        return cls(**{**{key: value for key, value in entry.items() if key in known}, "kv": kv})
+
+    @classmethod
     def of(cls, report: Report, model: str, revision: str, scheme: str) -> Size:
         """The size that a report says."""
         # of a window's tokens the last one comes with the query, and the cache keeps the others
@@ -195,7 +202,7 @@ class Results:
         found = {}
         for record in self.records:
             baseline = before.get(record.task)
-            if baseline is None or _asked(baseline) != _asked(record):
+            if baseline is None or asked_of(baseline) != asked_of(record):
                 continue
             now = values[record.task] if record is baseline else _values(self.lines(record), record)
             found[record.scheme, record.task] = _compare(record, baseline, now, values[record.task])
@@ -227,7 +234,7 @@ def read_results(folder: str | Path) -> Results:
     last = {(record.scheme, record.task): record for record in records if record.quantization == made[record.scheme]}
     ordered = sorted(last.values(), key=lambda record: record.scheme != BASELINE)
     commands = dict.fromkeys(str(line["command"]) for line in read_lines(folder / COMMANDS) if "command" in line)
-    return Results(folder, model, revision, tuple(ordered), _read_sizes(folder, model, revision), tuple(commands))
+    return Results(folder, model, revision, tuple(ordered), read_sizes(folder, model, revision), tuple(commands))
 
 
 def write_size(folder: Path, size: Size) -> None:
@@ -240,21 +247,23 @@ def write_command(folder: Path, command: str) -> None:
     append_line(folder / COMMANDS, {"command": command})
 
 
-def _read_sizes(folder: Path, model: str, revision: str) -> dict[str, Size]:
-    known = {each.name for each in fields(Size)}
+def read_sizes(folder: Path, model: str, revision: str) -> dict[str, Size]:
+    """{scheme: what a model takes under it}; of several lines the last one counts.
+
+    Raises:
+        CheckpointError: they were written by another version of this package.
+    """
     sizes = {}
     for line in read_lines(folder / SIZES):
         if line.get("format") != SIZE_FORMAT:
             raise CheckpointError(f"{str(folder / SIZES)!r} was written by another version of qllm_hf. Sweep again.")
-        values = {key: value for key, value in line.items() if key in known}
-        values["kv"] = None if line["kv"] is None else tuple((size, window) for size, window in line["kv"])
-        size = Size(**values)
+        size = Size.from_json(line)
         if (size.model, size.revision) == (model, revision):
             sizes[size.scheme] = size
     return sizes
 
 
-def _asked(record: Record) -> tuple[Any, ...]:
+def asked_of(record: Record) -> tuple[Any, ...]:
     """What two records must have in common to be scores of the same questions."""
     asked = (record.task_version, record.metric, record.limit, record.shots, record.chat, record.judge, record.data)
     return *asked, record.dtype

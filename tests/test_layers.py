@@ -70,6 +70,7 @@ LAYERS = {
     "results": 14,
     "sweep": 15,
     "advice": 15,
+    "cluster": 16,
     "figures": 16,
     "page": 17,
     "publishing": 17,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -66,49 +67,52 @@ def evaluate(
         names = asking.choose(tasks, abilities, without, judge is not None)
 
         from ..evaluation import engine
-        from ..evaluation.ranks import leave, this_process
-
-        engine.check(names, limit=limit, data_dir=data_dir, shots=shots, has_rater=judge is not None)
-        from ..loading import load_model, load_tokenizer
+        from ..evaluation.ranks import this_process
+        from ..loading import load_model, load_tokenizer, local_folder
         from ..reporting.model import scheme_of
 
-        ranks = this_process(one_model=tensor_parallel)
-        asking.stop_politely(ranks, out)
-        tokenizer = load_tokenizer(model, trust_remote_code=trust_remote_code)
-        loaded = load_model(
-            model,
-            None if config is None or str(config.scheme) == "FP16" else config,
-            dtype=dtype.value,
-            tensor_parallel=size,
-            trust_remote_code=trust_remote_code,
-            **(where if device_map or tensor_parallel else {"device_map": asking.own_device()}),
-        )
-        talks = not quiet and ranks.is_first
-        if talks and not no_chat and not tokenizer.chat_template:
-            note("the tokenizer has no chat template: every question is asked as plain text.")
-        rater = None if judge is None else asking.make_rater(judge, judge_model, judge_price, judge_prompts, out, talks)
+        engine.check(names, limit=limit, data_dir=data_dir, shots=shots, has_rater=judge is not None)
+        with this_process(one_model=tensor_parallel).together() as ranks:
+            asking.stop_politely(ranks, out)
+            # what comes from the Hub is fetched once for each machine; a model that is cut is loaded by all at once
+            in_turn = local_folder(model) is None and not tensor_parallel
+            with ranks.local_first() if in_turn else contextlib.nullcontext():
+                tokenizer = load_tokenizer(model, trust_remote_code=trust_remote_code)
+                loaded = load_model(
+                    model,
+                    None if config is None or str(config.scheme) == "FP16" else config,
+                    dtype=dtype.value,
+                    tensor_parallel=size,
+                    trust_remote_code=trust_remote_code,
+                    **(where if device_map or tensor_parallel else {"device_map": asking.own_device()}),
+                )
+            talks = not quiet and ranks.is_first
+            if talks and not no_chat and not tokenizer.chat_template:
+                note("the tokenizer has no chat template: every question is asked as plain text.")
+            rater = None
+            if judge is not None:
+                rater = asking.make_rater(judge, judge_model, judge_price, judge_prompts, out, talks)
 
-        def told(record: Record) -> None:
-            if talks:
-                note(asking.remark(record))
+            def told(record: Record) -> None:
+                if talks:
+                    note(asking.remark(record))
 
-        records = engine.evaluate(
-            loaded,
-            tokenizer,
-            engine.Subject(scheme_of(loaded), model),
-            names,
-            limit=limit,
-            batch_size=batch_size,
-            progress=told,
-            data_dir=data_dir,
-            out=out,
-            shots=shots,
-            chat=not no_chat,
-            rater=rater,
-            ranks=ranks,
-            bars=talks and sys.stderr.isatty(),
-        )
-        leave(ranks)
+            records = engine.evaluate(
+                loaded,
+                tokenizer,
+                engine.Subject(scheme_of(loaded), model),
+                names,
+                limit=limit,
+                batch_size=batch_size,
+                progress=told,
+                data_dir=data_dir,
+                out=out,
+                shots=shots,
+                chat=not no_chat,
+                rater=rater,
+                ranks=ranks,
+                bars=talks and sys.stderr.isatty(),
+            )
         if ranks.is_first:
             answer(_data(records), _page(records), as_json=as_json)
 

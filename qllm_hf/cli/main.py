@@ -16,6 +16,7 @@ from .env import env
 from .evaluate import evaluate
 from .generate import generate
 from .info import info
+from .merge import merge
 from .published import published
 from .push import push
 from .quantize import quantize
@@ -37,7 +38,7 @@ app = typer.Typer(
 )
 COMMANDS = (
     *(quickstart, demo, quantize, generate),
-    *(evaluate, sweep, report, tasks),
+    *(evaluate, sweep, merge, report, tasks),
     *(recommend, published, stats, bench),
     *(serve, chat),
     *(card, push),

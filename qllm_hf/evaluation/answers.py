@@ -7,6 +7,7 @@ not read.
 
 from __future__ import annotations
 
+import contextlib
 import json
 from hashlib import sha256
 from pathlib import Path
@@ -55,13 +56,19 @@ class Journal:
     def __len__(self) -> int:
         return len(self._known)
 
-    def drop(self) -> None:
-        """Remove the files, once the records that came of them are written."""
-        if self._folder is not None:
-            for path in self._folder.glob("process*.jsonl"):
-                path.unlink(missing_ok=True)
-            if self._folder.is_dir() and not any(self._folder.iterdir()):
-                self._folder.rmdir()
+    def drop(self, *, tidy: bool = False) -> None:
+        """Remove the files, once the records that came of them are written.
+
+        Args:
+            tidy: the folder of results too, if nothing is in it: a machine that writes no records leaves none behind.
+        """
+        if self._folder is None:
+            return
+        for path in self._folder.glob("process*.jsonl"):
+            path.unlink(missing_ok=True)
+        for folder in (self._folder, *([self._folder.parent] if tidy else [])):
+            with contextlib.suppress(OSError):  # not empty, or another process was faster
+                folder.rmdir()
 
 
 def digest(*parts: Any) -> str:

@@ -94,7 +94,7 @@ def prepare(task: str, lm: QllmLM, data_dir: str | Path | None, chat: bool, rate
 
 def _by_first(lm: QllmLM, ask: Callable[[], list[Any]]) -> list[Any]:
     """What the first process finds, in all of them: a judge is asked once."""
-    found: list[Any] = lm.ranks.share({0: ask()} if lm.ranks.is_first else {})[0]
+    found: list[Any] = lm.ranks.of_first(ask)
     return found
 
 

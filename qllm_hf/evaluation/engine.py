@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import Any, Final
 
 from transformers import PreTrainedModel
 
-from ..errors import ConfigError
+from ..errors import ConfigError, QllmWarning
 from .answers import Journal, digest
 from .dialogue import LOOKED_AT, RATED, Rater, prepare, read_questions
 from .harness import SHOTS_SEED, lm_eval, load_task, quiet_lm_eval
@@ -88,14 +89,15 @@ def evaluate(
         ConfigError: an unknown task, a limit below 2, which gives no standard error, rows that cannot be used, or
             MT-Bench without a judge.
         MissingExtraError: lm_eval is not installed.
-        LostProcess: another process of the run is gone.
+        LostProcess, FailedElsewhere, Disagreement: another process of the run is gone, failed, or has other files.
     """
-    infos = check(tasks, limit=limit, data_dir=data_dir, shots=shots, has_rater=rater is not None)
+    ranks = Ranks() if ranks is None else ranks
+    with ranks.local_first():
+        infos = check(tasks, limit=limit, data_dir=data_dir, shots=shots, has_rater=rater is not None)
     from .lm import QllmLM
 
     if isinstance(subject, str):
         subject = Subject(subject)
-    ranks = Ranks() if ranks is None else ranks
     store = Store(None if out is None else Path(out).expanduser())
     measured = {
         "model": subject.model,
@@ -105,6 +107,7 @@ def evaluate(
         "dtype": str(model.dtype).removeprefix("torch."),
     }
     where = {"versions": versions(), "hardware": hardware(model.device), "seeds": SEEDS}
+    _agree(ranks, measured, where, {"tasks": list(infos), "limit": limit, "batch_size": batch_size, "shots": shots})
     records = []
     with quiet_lm_eval():
         lm = QllmLM(
@@ -117,13 +120,10 @@ def evaluate(
             bars=bars,
         )
         for task, info in infos.items():
-            as_chat = info.chat and chat and bool(tokenizer.chat_template)
-            if task in (RATED, LOOKED_AT):
-                prepared = prepare(task, lm, data_dir, as_chat, rater)
-            else:
-                prepared = _prepare(task, info, lm, data_dir, shots, as_chat)
-            part = None if limit is None or limit >= prepared.size else limit
-            identity = {**measured, "task": task, "metric": info.metric, "limit": part, **prepared.identity}
+            prepared, identity = _question(task, info, lm, tokenizer, limit, data_dir, shots, chat, rater)
+            identity = {**measured, **identity}
+            part = identity["limit"]
+            ranks.agree({f"{task}: {key}": value for key, value in identity.items() if key not in measured})
             record = _known(store, identity, ranks)
             if record is None:
                 lm.label = f"{subject.scheme} {task}"
@@ -135,8 +135,7 @@ def evaluate(
             progress(record)
             records.append(record)
     ranks.wait()
-    if ranks.is_first:
-        lm.journal.drop()
+    lm.journal.drop(tidy=not ranks.is_first)
     return records
 
 
@@ -182,6 +181,48 @@ def check(
     return infos
 
 
+def identities(
+    tasks: Iterable[str],
+    tokenizer: Any,
+    *,
+    limit: int | None = None,
+    data_dir: str | Path | None = None,
+    shots: int | None = None,
+    chat: bool = True,
+) -> dict[str, dict[str, Any]]:
+    """{task: what its record will say was asked}, without a model: which scores are known can be told before one loads.
+
+    Raises:
+        ConfigError, MissingExtraError: as `evaluate`.
+    """
+    with quiet_lm_eval():
+        return {
+            task: _question(task, find_task(task), None, tokenizer, limit, data_dir, shots, chat, None)[1]
+            for task in tasks
+        }
+
+
+def _question(
+    task: str,
+    info: TaskInfo,
+    lm: Any,
+    tokenizer: Any,
+    limit: int | None,
+    data_dir: str | Path | None,
+    shots: int | None,
+    chat: bool,
+    rater: Rater | None,
+) -> tuple[Prepared, dict[str, Any]]:
+    """A task, ready to be asked, and what tells its records from others, besides the model."""
+    as_chat = info.chat and chat and bool(tokenizer.chat_template)
+    if task in (RATED, LOOKED_AT):
+        prepared = prepare(task, lm, data_dir, as_chat, rater)
+    else:
+        prepared = _prepare(task, info, lm, data_dir, shots, as_chat)
+    part = None if limit is None or limit >= prepared.size else limit
+    return prepared, {"task": task, "metric": info.metric, "limit": part, **prepared.identity}
+
+
 def _prepare(
     task: str, info: TaskInfo, lm: Any, data_dir: str | Path | None, shots: int | None, chat: bool
 ) -> Prepared:
@@ -201,12 +242,29 @@ def _prepare(
     return Prepared(identity, loaded.size, ask)
 
 
+def _agree(ranks: Ranks, measured: dict[str, Any], where: dict[str, Any], asked: dict[str, Any]) -> None:
+    """All processes must have the same libraries, model and questions; their names and folders may be their own.
+
+    Raises:
+        Disagreement: they have not.
+    """
+    model = {key: value for key, value in measured.items() if key != "model"}
+    ranks.agree({**{f"the version of {key}": value for key, value in where["versions"].items()}, **model, **asked})
+    if found := ranks.differing(where["hardware"]):
+        warnings.warn(
+            "the processes of this run have different processors or numbers of threads, so the last bits of a score "
+            f"may not be those of one machine alone: {'; '.join(f'{name}: {has}' for name, has in found.items())}.",
+            QllmWarning,
+            stacklevel=3,
+        )
+
+
 def _known(store: Store, identity: dict[str, Any], ranks: Ranks) -> Record | None:
     """The record of an earlier run; in all processes what the first one finds, as others may not see its folder."""
     found = store.find(identity)
     if ranks.size == 1:
         return found
-    entry = ranks.share({0: None if found is None else found.to_json()} if ranks.is_first else {})[0]
+    entry = ranks.of_first(lambda: None if found is None else found.to_json())
     return None if entry is None else Record.from_json(entry)
 
 

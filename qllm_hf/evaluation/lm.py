@@ -96,7 +96,7 @@ class QllmLM(HFLM):  # type: ignore[misc]
         self._keeps_logits = "logits_to_keep" in inspect.signature(self.model.forward).parameters
         text_config = self.model.config.get_text_config()
         self._to_read = tokens_to_read(text_config.vocab_size, self.device.type != "cpu")
-        self._to_write = tokens_to_write(_cache_bytes(text_config, self.model.dtype))
+        self._to_write = tokens_to_write(float_cache_bytes(text_config, self.model.dtype))
         self.start_counting()
 
     def start_counting(self) -> None:
@@ -282,7 +282,7 @@ class QllmLM(HFLM):  # type: ignore[misc]
         return [shared[number][0] for number in range(len(batches))]
 
 
-def _cache_bytes(config: Any, dtype: torch.dtype) -> int:
+def float_cache_bytes(config: Any, dtype: torch.dtype) -> int:
     """Bytes of the keys and values of one token, were they not quantized: never too few."""
     heads = getattr(config, "num_key_value_heads", None) or getattr(config, "num_attention_heads", None) or 1
     size = getattr(config, "head_dim", None) or config.hidden_size // (

@@ -3,32 +3,29 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from transformers import PreTrainedModel
 
-from ..config import QllmConfig
 from ..errors import CheckpointError, QllmWarning
 from ..evaluation import engine
 from ..evaluation.dialogue import Rater
 from ..evaluation.provenance import revision_of
-from ..evaluation.ranks import LostProcess, Ranks
+from ..evaluation.ranks import Disagreement, FailedElsewhere, LostProcess, Ranks
 from ..evaluation.record import Record
-from ..evaluation.store import IDENTITY, Store
-from ..methods.calibration import Calibration
+from ..evaluation.sources import first_line
+from ..evaluation.store import Store
+from ..loading import local_folder
 from ..reporting.model import report
 from ..results import BASELINE, Results, Size, read_results, write_size
+from .known import find_known, identity_of
 from .models import Models
 from .schedule import by_cost, by_promise, expected_work, probes
 from .schemes import Candidates
-
-_CALIBRATED: Final = frozenset({"calibration", "input_scales"})
-"""Keys of a config that calibration fills in."""
 
 
 @dataclass(frozen=True)
@@ -39,12 +36,14 @@ class Progress:
         record: the score that is there now.
         done, total: of all pairs of scheme and task.
         is_new: it was measured now, not found in the folder.
+        node: the machine that measured it, where there are several.
     """
 
     record: Record
     done: int
     total: int
     is_new: bool
+    node: str = ""
 
 
 @dataclass(frozen=True)
@@ -90,7 +89,8 @@ def sweep(
     The float model comes first on the cheapest task of each ability, then every scheme on these, so that a first
     picture of all is there early. Then the float model's other tasks, and with their costs known the rest, cheapest
     first; schemes that have lost most of what was measured come last. A scheme that fails is noted, and the others go
-    on. What the folder holds already is not measured again.
+    on. What the folder holds already is not measured again. Where the float model is not among the candidates, each
+    scheme is measured on all tasks, the cheapest first: a part of a sweep that is merged with others.
 
     Raises:
         CheckpointError: the folder holds results of another model.
@@ -108,6 +108,10 @@ def sweep(
     run = _Run(models, tokenizer, candidates, out, settings, progress, len(candidates) * len(tasks))
     work = {task: expected_work(task, settings.data_dir, settings.shots, settings.limit) for task in tasks}
     cheapest = sorted(tasks, key=work.__getitem__)
+    if BASELINE not in candidates:
+        for label in candidates:
+            run.try_to_measure(label, cheapest)
+        return run.swept()
     first = probes(cheapest, lambda task: run.measure(BASELINE, [task])[0])
     schemes = [label for label in candidates if label != BASELINE]
     for label in schemes:
@@ -116,10 +120,9 @@ def sweep(
     if rest:
         run.measure(BASELINE, rest)
         rest = by_cost(rest, run.baseline)
-        for label in by_promise(schemes, read_results(out)):
+        for label in settings.ranks.of_first(lambda: by_promise(schemes, read_results(out))):
             run.try_to_measure(label, rest)
-    settings.ranks.wait()
-    return Swept(read_results(out), run.failures, run.warned)
+    return run.swept()
 
 
 class _Run:
@@ -144,17 +147,27 @@ class _Run:
         self.revision = ""
         self._loaded: tuple[str, PreTrainedModel] | None = None
 
+    def swept(self) -> Swept:
+        """What has come of it, when all processes are done."""
+        self.settings.ranks.wait()
+        if self.settings.ranks.is_first:
+            return Swept(read_results(self.out), self.failures, self.warned)
+        none = Results(self.out, self.models.name, self.revision, (), {})  # only the first process has the folder
+        return Swept(none, self.failures, self.warned)
+
     def try_to_measure(self, label: str, tasks: Sequence[str]) -> None:
         """As `measure`, but what goes wrong is kept for later: other schemes may be fine."""
         if label in self.failures:
             return
         try:
             self.measure(label, tasks)
-        except LostProcess:
+        except (LostProcess, Disagreement):
             raise
         except (ValueError, RuntimeError, MemoryError, OSError) as error:
             self._loaded = None
-            self.failures[label] = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
+            if not isinstance(error, FailedElsewhere):
+                self.settings.ranks.tell(error)
+            self.failures[label] = first_line(error)
 
     def measure(self, label: str, tasks: Sequence[str]) -> list[Record]:
         """The scores of a scheme; its model is made only if one of them is not known."""
@@ -202,38 +215,28 @@ class _Run:
         baseline, config = self.baseline.get(task), self.candidates[label]
         if baseline is None or config is None or self.settings.ranks.size > 1:
             return None
-        wanted = {key: getattr(baseline, key) for key in IDENTITY} | {"scheme": label}
-        for record in reversed(Store(self.out).records):
-            if all(getattr(record, key) == value for key, value in wanted.items() if key != "quantization") and _agree(
-                record.quantization, config
-            ):
-                return record
-        return None
+        return find_known(Store(self.out).records, {**identity_of(baseline), "scheme": label}, config)
 
     def _model(self, label: str) -> PreTrainedModel:
         if self._loaded is not None and self._loaded[0] == label:
             return self._loaded[1]
         self._loaded = None  # before the next one is made: two may not fit
-        with _noted() as warned:
+        with noted() as warned, self._one_downloads():
             model = self.models.get(self.candidates[label])
         if warned:
             self.warned[label] = tuple(dict.fromkeys(warned))
         if not self.revision:
             self.revision = revision_of(self.models.name, model)
-            self._check_folder()
+            check_folder(self.out, self.models.name, self.revision)
         self._loaded = label, model
         if self.settings.ranks.is_first:
             self._keep_size(label, model)
         return model
 
-    def _check_folder(self) -> None:
-        """Raises CheckpointError if the folder's records are of another model."""
-        for record in Store(self.out).records:
-            if (record.model, record.revision) != (self.models.name, self.revision):
-                raise CheckpointError(
-                    f"{str(self.out)!r} holds results of {record.model!r} ({record.revision}), and this sweep is of "
-                    f"{self.models.name!r} ({self.revision}). Give another folder with -o."
-                )
+    def _one_downloads(self) -> contextlib.AbstractContextManager[None]:
+        """A model that comes from the Hub is fetched once for each machine."""
+        first = local_folder(self.models.name) is None and not self.models.reads
+        return self.settings.ranks.local_first() if first else contextlib.nullcontext()
 
     def _keep_size(self, label: str, model: PreTrainedModel) -> None:
         size = Size.of(report(model), self.models.name, self.revision, label)
@@ -245,8 +248,18 @@ class _Run:
             write_size(self.out, size)
 
 
+def check_folder(out: Path, model: str, revision: str) -> None:
+    """Raises CheckpointError if the folder's records are of another model."""
+    for record in Store(out).records:
+        if (record.model, record.revision) != (model, revision):
+            raise CheckpointError(
+                f"{str(out)!r} holds results of {record.model!r} ({record.revision}), and this sweep is of "
+                f"{model!r} ({revision}). Give another folder with -o."
+            )
+
+
 @contextlib.contextmanager
-def _noted() -> Iterator[list[str]]:
+def noted() -> Iterator[list[str]]:
     """Our own warnings as text: a sweep goes on, and says at its end what they were."""
     found: list[str] = []
     with warnings.catch_warnings(record=True) as caught:
@@ -257,14 +270,3 @@ def _noted() -> Iterator[list[str]]:
             found.append(str(warning.message))
         else:
             warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
-
-
-def _agree(stored: dict[str, Any], config: QllmConfig) -> bool:
-    """Whether a record's model was quantized as `config` says, and calibrated on the same tokens."""
-    wanted: dict[str, Any] = json.loads(json.dumps(config.to_dict(), default=str))
-    same = stored.keys() | wanted.keys()
-    if config.needs_calibration:
-        if not isinstance(config.calibration, Calibration) or stored.get("calibration") != config.calibration.summary():
-            return False
-        same -= _CALIBRATED
-    return all(stored.get(key) == wanted.get(key) for key in same)

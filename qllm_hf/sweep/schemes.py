@@ -27,13 +27,15 @@ Candidates = dict[str, QllmConfig | None]
 """{label: config}, the float model, which has none, first."""
 
 
-def parse_candidates(texts: Iterable[str], **options: Any) -> Candidates:
-    """The schemes of a sweep by their labels, "FP16" first whether it was named or not.
+def parse_candidates(texts: Iterable[str], *, baseline: bool = True, **options: Any) -> Candidates:
+    """The schemes of a sweep by their labels, "FP16" first, whether it was named or not unless `baseline` is False.
 
     A label is a scheme, or a scheme and a method: "W3+gptq", "W3KV8+awq", "W8A8+smoothquant+gptq". A name of `SETS`
     stands for all of its schemes.
 
     Args:
+        baseline: whether the float model comes along, with which all others are compared. A part of a sweep whose other
+            parts are measured elsewhere does without.
         options: of QllmConfig, for all of them: group sizes, kept layers. Those of calibration reach methods only.
 
     Raises:
@@ -42,12 +44,12 @@ def parse_candidates(texts: Iterable[str], **options: Any) -> Candidates:
     calibrating: dict[str, Any] = {
         key: options.pop(key) for key in ("calibration", "samples", "seqlen") if key in options
     }
-    found: Candidates = {BASELINE: None}
+    found: Candidates = {BASELINE: None} if baseline else {}
     for text in (part.strip() for part in texts):
         for each in SETS.get(text.lower(), (text,)):
             label, config = _candidate(each, options, calibrating)
             found.setdefault(label, config)
-    if len(found) == 1:
+    if baseline and len(found) == 1:
         raise ConfigError(
             f"a sweep compares schemes with the float model, and none is given. Name some (W4,KV8,W4KV8) or "
             f"{' or '.join(SETS)}."

@@ -2,7 +2,9 @@
 
 import json
 import os
+import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -270,47 +272,76 @@ def command(stories, data, out, *more, processes=1):
     return [*start, *COMMAND, str(stories), "--scheme", "W4KV8", *tasks, *more]
 
 
+def machine(stories, data, folder):
+    """A folder with its own copy of the model; whoever works there knows no other path."""
+    shutil.copytree(stories, folder / "model")
+    (folder / "data").symlink_to(data)
+    return folder
+
+
+def on_two_machines(folders, *more):
+    """The same command on two machines, each in its own folder and with its own cache of the Hub."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = str(found.getsockname()[1])
+    started = []
+    for rank, folder in enumerate(folders):
+        start = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--node_rank", str(rank)]
+        start += ["--nproc_per_node", "1", "--master_addr", "127.0.0.1", "--master_port", port]
+        run = subprocess.Popen(
+            [*start, *command("model", "data", "out", *more)[1:]],
+            cwd=folder,
+            env={**ENVIRONMENT, "HF_HOME": str(folder / "hub")},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        started.append(run)
+    try:
+        return [(*run.communicate(timeout=300), run.returncode) for run in started]
+    finally:
+        for run in started:
+            run.kill()
+
+
 def kept(out):
     return [Record.from_json(line).result for line in read_lines(out / "records.jsonl")]
 
 
 @pytest.mark.slow
-def test_two_processes_and_a_killed_run_give_the_same_records(stories, data, tmp_path):
-    """torchrun with two processes; kill -9 in the middle and the same command again; one process: all the same."""
-    limit = ["--limit", "24", "--quiet"]
-    once = subprocess.run(
-        command(stories, data, tmp_path / "one", *limit), env=ENVIRONMENT, capture_output=True, text=True, timeout=300
-    )
+def test_two_machines_and_a_killed_run_give_the_same_records(stories, data, tmp_path):
+    """torchrun on two machines that share nothing; kill -9 and the same command again; one process: all the same."""
+    words = command("model", "data", "out", "--limit", "24", "--quiet")
+    alone = machine(stories, data, tmp_path / "alone")
+    once = subprocess.run(words, cwd=alone, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
     assert once.returncode == 0, once.stderr
-    both = subprocess.run(
-        command(stories, data, tmp_path / "two", *limit, processes=2),
-        env=ENVIRONMENT,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert both.returncode == 0, both.stderr
-    assert both.stdout.count("qllm_piqa") == 1  # one process speaks
 
-    out = tmp_path / "killed"
+    folders = [machine(stories, data, tmp_path / name) for name in ("first", "second")]
+    (said, errors, code), (other, other_errors, other_code) = on_two_machines(folders, "--limit", "24", "--quiet")
+    assert (code, other_code) == (0, 0), errors + other_errors
+    assert said.count("qllm_piqa") == 1 and other == ""  # one process speaks
+    assert not (folders[1] / "out").exists()  # and writes
+
+    killed = machine(stories, data, tmp_path / "killed")
+    out = killed / "out"
     with subprocess.Popen(
-        command(stories, data, out, *limit), env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        words, cwd=killed, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     ) as run:
         until = time.monotonic() + 200
         while not list(out.glob("answers/*.jsonl")) and time.monotonic() < until:
             time.sleep(0.02)
         run.send_signal(signal.SIGKILL)
     assert list(out.glob("answers/*.jsonl")) and len(kept(out)) < 3
-    again = subprocess.run(command(stories, data, out, *limit), env=ENVIRONMENT, capture_output=True, timeout=300)
+    again = subprocess.run(words, cwd=killed, env=ENVIRONMENT, capture_output=True, timeout=300)
     assert again.returncode == 0, again.stderr
 
-    expected = kept(tmp_path / "one")
+    expected = kept(alone / "out")
     assert len(expected) == 3
-    for name in ("two", "killed"):
-        assert kept(tmp_path / name) == expected, name
-        for path in (tmp_path / "one" / "samples").rglob("*.jsonl"):
-            assert (tmp_path / name / path.relative_to(tmp_path / "one")).read_bytes() == path.read_bytes()
-        assert not (tmp_path / name / "answers").exists()
+    for found in (folders[0] / "out", out):
+        assert kept(found) == expected, found
+        for path in (alone / "out" / "samples").rglob("*.jsonl"):
+            assert (found / path.relative_to(alone / "out")).read_bytes() == path.read_bytes()
+        assert not (found / "answers").exists()
 
 
 @pytest.mark.slow

@@ -16,6 +16,7 @@ from qllm_hf.cli.bench import bench
 from qllm_hf.cli.card import card
 from qllm_hf.cli.evaluate import evaluate
 from qllm_hf.cli.info import info
+from qllm_hf.cli.merge import merge
 from qllm_hf.cli.published import published
 from qllm_hf.cli.push import push
 from qllm_hf.cli.quantize import quantize
@@ -29,6 +30,7 @@ COMMANDS: tuple[tuple[Callable[..., None], str], ...] = (
     (quantize, "Quantize a model and save it."),
     (evaluate, "Measure what a model can do, quantized or not."),
     (sweep, "Measure many schemes on one model."),
+    (merge, "Put the parts of a sweep together."),
     (report, "Write the report of a sweep."),
     (recommend, "Say which scheme to use, and why."),
     (published, "Show what the study published."),
