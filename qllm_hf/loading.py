@@ -252,8 +252,26 @@ def save_model(
 ) -> Path:
     """The folder `out_dir`, with model, generation config and tokenizer: all of them, or no folder at all.
 
-    Written to a folder beside it, checked, and renamed. A folder that is replaced (`overwrite`) stays until then.
     `others` are further files, {name: content}.
+
+    Raises:
+        CheckpointError: `out_dir` is not empty (or, with `overwrite`, no model folder), or the disk lost something.
+    """
+    with whole_folder(out_dir, overwrite=overwrite) as partial:
+        options: dict[str, Any] = {"max_shard_size": max_shard_size} if max_shard_size else {}
+        model.save_pretrained(partial, **options)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(partial)
+        for name, content in (others or {}).items():
+            (partial / name).write_bytes(content)
+    return out_dir.expanduser().absolute()
+
+
+@contextlib.contextmanager
+def whole_folder(out_dir: Path, *, overwrite: bool = False) -> Iterator[Path]:
+    """A folder to write a model in, which becomes `out_dir` when all of it was written and found complete.
+
+    It lies beside `out_dir`. A folder that is replaced (`overwrite`) stays until then.
 
     Raises:
         CheckpointError: `out_dir` is not empty (or, with `overwrite`, no model folder), or the disk lost something.
@@ -264,12 +282,7 @@ def save_model(
     partial, replaced = (out_dir.with_name(f".{out_dir.name}.{word}-{unique}") for word in ("partial", "replaced"))
     partial.mkdir(parents=True)
     try:
-        options: dict[str, Any] = {"max_shard_size": max_shard_size} if max_shard_size else {}
-        model.save_pretrained(partial, **options)
-        if tokenizer is not None:
-            tokenizer.save_pretrained(partial)
-        for name, content in (others or {}).items():
-            (partial / name).write_bytes(content)
+        yield partial
         usual = (partial / "config.json").stat().st_mode
         for file in read_checkpoint(partial).files:
             file.chmod(usual)  # safetensors leaves its files readable by their owner only
@@ -278,7 +291,6 @@ def save_model(
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     shutil.rmtree(replaced, ignore_errors=True)
-    return out_dir
 
 
 def _rename(new: Path, place: Path, old: Path) -> None:
