@@ -252,6 +252,7 @@ def save_model(
 ) -> Path:
     """The folder `out_dir`, with model, generation config and tokenizer: all of them, or no folder at all.
 
+    Written to a folder beside it, checked, and renamed. A folder that is replaced (`overwrite`) stays until then.
     `others` are further files, {name: content}.
 
     Raises:
@@ -269,12 +270,12 @@ def save_model(
 
 @contextlib.contextmanager
 def whole_folder(out_dir: Path, *, overwrite: bool = False) -> Iterator[Path]:
-    """A folder to write a model in, which becomes `out_dir` when all of it was written and found complete.
+    """An empty folder to write a model to, which becomes `out_dir` at the end: all of it, or no folder at all.
 
-    It lies beside `out_dir`. A folder that is replaced (`overwrite`) stays until then.
+    Before it is renamed its safetensors files are checked and settled. What is replaced stays until then.
 
     Raises:
-        CheckpointError: `out_dir` is not empty (or, with `overwrite`, no model folder), or the disk lost something.
+        CheckpointError: as `save_model`.
     """
     out_dir = out_dir.expanduser().absolute()
     check_output(out_dir, overwrite=overwrite)
