@@ -35,6 +35,7 @@ LAYERS = {
     "sensitivity_table": 2,
     "published": 2,
     "formats": 2,
+    "safetensors_stream": 2,
     "uniform": 2,
     "packing": 2,
     "native": 2,
@@ -61,6 +62,7 @@ LAYERS = {
     "loading": 11,
     "streamed": 12,
     "export": 12,
+    "importing": 12,
     "evaluation": 12,
     "analysis": 12,
     "reporting": 13,
@@ -85,6 +87,7 @@ FROM_DOOR = {"__version__"}
 WITHOUT_TRANSFORMERS = {
     "drawing",
     "formats",
+    "safetensors_stream",
     "builtin",
     "errors",
     "layout",

@@ -14,6 +14,7 @@ from .demo import demo
 from .env import env
 from .evaluate import evaluate
 from .generate import generate
+from .import_ import import_
 from .info import info
 from .published import published
 from .push import push
@@ -34,7 +35,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 COMMANDS = (
-    *(quickstart, demo, quantize, generate),
+    *(quickstart, demo, quantize, import_, generate),
     *(evaluate, sweep, report, tasks),
     *(recommend, published, stats, bench),
     *(card, push),
@@ -63,6 +64,7 @@ def _program(
       qllm-hf quickstart
       qllm-hf demo
       qllm-hf quantize path/to/model --scheme W4KV8 -o model-w4kv8
+      qllm-hf import path/to/model-awq -o model-w4
       qllm-hf generate model-w4kv8 "Once upon a time"
       qllm-hf evaluate model-w4kv8 --tasks mini
       qllm-hf sweep path/to/model --schemes W4,KV8,W4KV8 -o sweep

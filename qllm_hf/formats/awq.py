@@ -31,4 +31,5 @@ def unpack_columns(words: Tensor, bits: int, channels: int) -> Tensor:
     if bits != 4:
         return stored.t()
     place = torch.tensor(ORDER, device=words.device).argsort()  # where each channel stands
-    return stored.unflatten(-1, (-1, len(ORDER)))[..., place].flatten(-2).t()
+    ordered: Tensor = stored.unflatten(-1, (-1, len(ORDER)))[..., place].flatten(-2)
+    return ordered.t()

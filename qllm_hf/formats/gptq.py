@@ -5,11 +5,11 @@
     scales  float [G, O]
     g_idx   int32 [I]                the group of each input channel; w = (code - zero_point[g_idx]) * scale[g_idx]
 
-The first format (`gptq`) stores each zero point less one, `gptq_v2` as it is. A zero point of 0 then becomes -1, which no
-field of b bits holds. Programs that write such files subtract 1 from all fields of a word at once, so the borrow goes
-through the fields above, and adding 1 to all of them at once is exact. Programs that subtracted from each field
-alone lost what stood beside it. The files look alike: a field with all bits set is the sign of either (`has_borrow`).
-With 3 bits fields lie across words, and each is counted up alone, modulo 8.
+The first format (`gptq`) stores each zero point less one, `gptq_v2` as it is. A zero point of 0 then becomes -1, which
+no field of b bits holds. GPTQModel and AutoRound subtract 1 from all fields of a word at once, so the borrow goes
+through the fields above, and adding 1 to all of them at once is exact. Programs that subtracted from each field alone
+lost what stood beside it. The files look alike: a field with all bits set is the sign of either (`has_borrow`). With
+3 bits fields lie across words, and GPTQModel counts each up alone, modulo 8.
 
 Source: GPTQModel 7.6, `BaseQuantLinear.pack_block`, `convert_gptq_v1_to_v2_format_module`, `_shift_gptq_qzeros`.
 """

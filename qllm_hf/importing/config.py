@@ -1,9 +1,9 @@
-"""The QllmConfig of an imported checkpoint: bits and groups of each layer, what stays, and where the codes came from."""
+"""The QllmConfig of an imported checkpoint: bits and groups of each layer, what stays, and where codes came from."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from transformers import PreTrainedModel
@@ -82,34 +82,37 @@ def origin(peer: Peer) -> dict[str, Any]:
     }
 
 
-def quantized_inputs(peer: Peer, layers: Iterable[str], activations: Activations) -> Inputs | None:
+def quantized_inputs(peer: Peer, layers: Sequence[str], activations: Activations) -> Inputs | None:
     """How the input of these layers, which share it, is quantized from now on.
 
     Args:
-        activations: "same": only if the numbers are the same; "ours": by our own quantizer of that many bits; "float": not.
+        activations: "same": only if the numbers are the same; "ours": by our own quantizer of that many bits;
+            "float": not at all.
 
     Raises:
         CheckpointError: "same", and this library computes other numbers.
     """
-    found = {peer.inputs(layer) for layer in layers}
+    layer = layers[0]
+    found = {peer.inputs(name) for name in layers}
     if activations == "float" or found == {None}:
         return None
     (inputs,) = found if len(found) == 1 else (None,)
     if inputs is None or not inputs.is_integer or not 2 <= inputs.bits <= 8:
-        raise CheckpointError(f"{next(iter(layers))}: its input is quantized to {found}, which cannot be done here. {_CHOICE}")
+        raise CheckpointError(f"{layer}: its input is quantized as {found}, which cannot be done here. {_CHOICE}")
     if activations == "same" and (inputs.symmetric or not inputs.per_token):
+        theirs, ours = (2**inputs.bits - 1) / 2, 2 ** (inputs.bits - 1) - 1
         why = (
-            f"a symmetric scale is max|x| / {(2**inputs.bits - 1) / 2} there and max|x| / {2 ** (inputs.bits - 1) - 1} here"
+            f"a symmetric scale is max|x| / {theirs} there and max|x| / {ours} here"
             if inputs.per_token
             else "its scale was fixed beforehand or is for the whole tensor, and here each token has its own"
         )
-        raise CheckpointError(f"{next(iter(layers))}: its input is quantized to {inputs.bits} bits, and {why}. {_CHOICE}")
+        raise CheckpointError(f"{layer}: its input is quantized to {inputs.bits} bits, and {why}. {_CHOICE}")
     return inputs
 
 
 _CHOICE = (
-    "The weights can be imported exactly all the same: choose activations='float' (--activations float) to leave inputs "
-    "in floating point, or 'ours' to quantize them per token by our own formula."
+    "The weights can be imported exactly all the same: choose activations='float' (--activations float) to leave "
+    "inputs in floating point, or 'ours' to quantize them per token by our own formula."
 )
 
 
@@ -130,13 +133,11 @@ def _is_router(model: PreTrainedModel, entry: Entry) -> bool:
     return any(other.name == entry.name and other.weight is None for other in without.entries)
 
 
-def _check_same(
-    planned: Mapping[str, Spec | None], specs: Mapping[str, Spec], entries: Mapping[str, Entry]
-) -> None:
+def _check_same(planned: Mapping[str, Spec | None], specs: Mapping[str, Spec], entries: Mapping[str, Entry]) -> None:
     for name in specs.keys() - planned.keys():
         reason = entries[name].reason or "another layer of its module does"
         raise CheckpointError(f"{name} is quantized in the files, and stays in floating point here: {reason}.")
     for name, spec in planned.items():
         wanted = specs.get(name)
         if wanted is None or spec is None or (spec.bits, spec.group_size) != (wanted.bits, wanted.group_size):
-            raise CheckpointError(f"{name} is {wanted} in the files, and one config for all layers would make it {spec}.")
+            raise CheckpointError(f"{name} is {wanted} in the files, and a config for its module would make it {spec}.")

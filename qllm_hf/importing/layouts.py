@@ -24,7 +24,7 @@ Shapes = Mapping[str, StoredTensor]
 
 
 class Stated(NamedTuple):
-    """What a checkpoint's config says of one layer: bits, or None, and the group sizes that occur, likely ones first."""
+    """What a checkpoint's config says of one layer: bits, or None, and the group sizes that occur."""
 
     bits: int | None
     group_sizes: tuple[int, ...]
@@ -139,7 +139,7 @@ def _measure_gptq(shapes: Shapes, length: int, stated: Stated) -> Form:
 
 def _measure_awq(shapes: Shapes, length: int, stated: Stated) -> Form:
     groups, rows = _matrix(shapes, "scales")
-    columns, words = _matrix(shapes, "qweight")
+    _, words = _matrix(shapes, "qweight")
     bits = _exact(words * 32, rows, ALLOWED_BITS, f"qweight of {words} words for {rows} output channels")
     _expect(shapes, "qweight", (length, words))
     _expect(shapes, "qzeros", (groups, words))
@@ -200,8 +200,8 @@ def _unsigned(signed: Tensor, form: Form) -> Tensor:
     codes = signed.to(torch.int16) + 2 ** (form.bits - 1)
     if signed.is_floating_point() or bool((codes < 0).any()) or bool((codes >= 2**form.bits).any()):
         raise CheckpointError(f"holds {signed.dtype} numbers that are no integers of {form.bits} bits")
-    unsigned = codes.to(torch.uint8)
-    return unsigned if form.groups or unsigned.dim() == 2 and unsigned.shape[-1] > 1 else unsigned.reshape(1, 1)
+    unsigned: Tensor = codes.to(torch.uint8)
+    return unsigned if unsigned.dim() == 2 else unsigned.reshape(1, 1)
 
 
 def _ct_scale(tensors: Mapping[str, Tensor]) -> Tensor:

@@ -1,8 +1,9 @@
 """Where each quantized layer of the files belongs in the model: one weight each, or one expert of many in a stack.
 
-transformers keeps the experts of a layer in one 3-D weight, and other libraries store each on its own. The table by which
-transformers itself merges float experts while it loads them (`conversion_mapping`) says which rows go where. Integers
-and scales are merged by the same table, as long as it only stacks and concatenates rows: a row keeps its groups then.
+transformers keeps the experts of a layer in one 3-D weight, and other libraries store each on its own. The table by
+which transformers itself merges float experts while it loads them (`conversion_mapping`) says which rows go where.
+Integers and scales are merged by the same table, as long as it only stacks and concatenates rows: a row keeps its
+groups then.
 """
 
 from __future__ import annotations
@@ -92,8 +93,8 @@ class Names:
         steps = tuple((type(step).__name__, getattr(step, "dim", None)) for step in converter.operations)
         if steps not in ROW_MERGES:
             raise CheckpointError(
-                f"{weight} is made of {', '.join(parts)} by {', '.join(name for name, _ in steps)}, and only merging by "
-                "rows keeps integers and their groups as they are. Import is not possible; quantize the float model."
+                f"{weight} is made of {', '.join(parts)} by {', '.join(name for name, _ in steps)}, and only merging "
+                "by rows keeps integers and their groups as they are. Quantize the float model."
             )
         missing = [pattern for pattern in converter.source_patterns if pattern not in parts]
         columns = tuple(tuple(parts[pattern]) for pattern in converter.source_patterns if pattern in parts)

@@ -24,7 +24,7 @@ Config = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Inputs:
-    """How a layer's input is quantized by the checkpoint's library: bits, symmetry, and whether per token as it comes."""
+    """How a layer's input is quantized by the checkpoint's library; `per_token` as it comes, not fixed beforehand."""
 
     bits: int
     symmetric: bool
@@ -77,9 +77,7 @@ def read_peer(folder: Path, config: Config) -> Peer:
     try:
         return readers[method](quantization)
     except _Refused as refused:
-        raise CheckpointError(
-            f"{str(folder)!r} ({method}) cannot be imported without loss: {refused}."
-        ) from None
+        raise CheckpointError(f"{str(folder)!r} ({method}) cannot be imported without loss: {refused}.") from None
 
 
 class _Refused(Exception):

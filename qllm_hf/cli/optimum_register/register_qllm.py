@@ -15,6 +15,7 @@ from qllm_hf.cli import as_argparse
 from qllm_hf.cli.bench import bench
 from qllm_hf.cli.card import card
 from qllm_hf.cli.evaluate import evaluate
+from qllm_hf.cli.import_ import import_
 from qllm_hf.cli.info import info
 from qllm_hf.cli.published import published
 from qllm_hf.cli.push import push
@@ -27,6 +28,7 @@ from qllm_hf.cli.tasks import tasks
 PROGRAM = "optimum-cli qllm"
 COMMANDS: tuple[tuple[Callable[..., None], str], ...] = (
     (quantize, "Quantize a model and save it."),
+    (import_, "Take over a model that another library quantized."),
     (evaluate, "Measure what a model can do, quantized or not."),
     (sweep, "Measure many schemes on one model."),
     (report, "Write the report of a sweep."),
