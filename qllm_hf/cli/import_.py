@@ -91,7 +91,7 @@ def import_(
             **done.to_dict(),
             "output": str(imported.folder),
             "imported": {"quant_method": imported.peer.method, "made_by": imported.peer.made_by},
-            "notes": list(imported.notes),
+            "notes": [*done.notes, *imported.notes],
             "file_bytes": file_bytes,
             "seconds": round(seconds, 3),
         }

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from ..checkpoint import read_checkpoint
+from ..checkpoint import read_checkpoint, read_config
 from ..config import FORMAT, QllmConfig
 from ..errors import CheckpointError, ConfigError
 from ..loading import config_dict, local_folder, model_on_meta, whole_folder
@@ -78,8 +78,8 @@ def import_checkpoint(
     place = Path(out_dir).expanduser()
     if source.resolve() == place.resolve():
         raise CheckpointError(f"{str(folder)!r} would be replaced by its imported form. Save in another folder.")
+    peer = read_peer(source, read_config(source))
     checkpoint = read_checkpoint(source)
-    peer = read_peer(source, checkpoint.config)
     config_dict(str(source), trust_remote_code=trust_remote_code)
     model = model_on_meta(str(source), trust_remote_code=trust_remote_code)
     with Tensors(checkpoint) as tensors:
