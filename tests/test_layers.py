@@ -34,6 +34,7 @@ LAYERS = {
     "budget": 2,
     "sensitivity_table": 2,
     "published": 2,
+    "formats": 2,
     "uniform": 2,
     "packing": 2,
     "native": 2,
@@ -83,6 +84,7 @@ FROM_DOOR = {"__version__"}
 
 WITHOUT_TRANSFORMERS = {
     "drawing",
+    "formats",
     "builtin",
     "errors",
     "layout",
