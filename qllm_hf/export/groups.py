@@ -1,4 +1,4 @@
-"""How compressed-tensors says what a packed weight is: one `Group` per kind of layer, and `config_groups` in config.json.
+"""How compressed-tensors says what packed weights are: a `Group` for each kind of layer, and `config_groups`.
 
 What it cannot say is refused here, with the nearest that it can: it has no short last group, and no vector that a layer
 multiplies its input by.
@@ -6,7 +6,6 @@ multiplies its input by.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -43,7 +42,9 @@ class Group:
     def format(self) -> str:
         """`int-quantized` (a byte for each weight) where kernels for 8-bit integers can run, or else packed bits."""
         per_channel = self.group_size is None
-        return INT_QUANTIZED if self.a_bits and self.bits == 8 and self.symmetric and per_channel else PACK_QUANTIZED
+        return (
+            INT_QUANTIZED if self.a_bits == 8 and self.bits == 8 and self.symmetric and per_channel else PACK_QUANTIZED
+        )
 
     @property
     def spec(self) -> Spec:
@@ -76,12 +77,10 @@ def group_of(entry: Entry) -> Group:
         )
     grouped = 0 < spec.group_size < length
     if grouped and length % spec.group_size:
-        nearest = math.gcd(spec.group_size, length)
         raise ModelError(
-            f"{entry.module}: groups of {spec.group_size} do not divide its {length} inputs, and compressed-tensors has "
-            f"no short last group. Quantize again with {_dividing(spec.group_size, length)}"
-            f"{'' if nearest > 1 else ' or per channel, --w-group-size -1'}, "
-            f"or keep it: --keep {entry.module!r}."
+            f"{entry.module}: groups of {spec.group_size} do not divide its {length} inputs, and compressed-tensors "
+            f"has no short last group. Quantize again with {_dividing(spec.group_size, length)} or per channel "
+            f"(--w-group-size -1), or keep the layer: --keep {entry.module!r}."
         )
     a = entry.activation
     return Group(
@@ -109,18 +108,23 @@ def quantization_config(weights: Iterable[tuple[StoredWeight, Group]], kept: Seq
         kept: names of linear layers that stay in floating point.
     """
     layers: dict[Group, list[str]] = {}
-    experts: dict[Group, bool] = {}
+    heads: dict[Group, list[str]] = {}
+    dense: set[Group] = set()
     for weight, group in weights:
         modules = [piece.name.removesuffix(WEIGHT) for piece in weight.pieces]
         layers.setdefault(group, []).extend(modules)
-        experts[group] = experts.get(group, True) and weight.entry.kind == "experts"
+        if weight.entry.is_head:
+            heads.setdefault(group, []).extend(modules)
+        elif weight.entry.kind != "experts":
+            dense.add(group)
     order = sorted(layers, key=lambda group: -len(layers[group]))
-    targets = {group: [LINEAR] if place == 0 else layers[group] for place, group in enumerate(order)}
-    only_experts = [group for group in order if experts[group]]
-    if len(only_experts) == 1 and len(order) > 1:
-        dense = [group for group in order if group not in only_experts]
-        targets = {group: [LINEAR] if place == 0 else layers[group] for place, group in enumerate(dense)}
+    only_experts = [group for group in order if group not in dense and group not in heads]
+    targets = {group: layers[group] for group in order}
+    if len(only_experts) == 1 and dense:  # transformers finds the group of experts by such a target
         targets[only_experts[0]] = [EXPERTS]
+    largest = next((group for group in order if group in dense), order[0])
+    # a head is named as well: in vLLM it is no linear layer
+    targets[largest] = [LINEAR, *heads.get(largest, ())]
     formats = {group.format for group in layers}
     return {
         "quant_method": "compressed-tensors",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,11 +14,10 @@ import torch
 from ..checkpoint import INDEX, OTHER_FORMATS
 from ..errors import ConfigError, ModelError, did_you_mean
 from ..loading import check_output, local_folder, whole_folder
-from ..scheme import FLOAT_BITS
 from .groups import Group, group_of, quantization_config
 from .layers import layer_items
 from .plain import plain_items
-from .readers import Reading, check_readers
+from .reading import Reading, check_readers, readings
 from .safetensors_stream import DTYPES, SHARD_BYTES, Item, write_items
 from .serving import kv_cache_dtype, lost_words
 from .stored import StoredModel, StoredWeight, open_stored
@@ -90,15 +89,22 @@ def export_checkpoint(
     with open_stored(source, trust_remote_code=trust_remote_code) as stored:
         weights = list(stored.weights)
         if format == FLOAT:
-            groups, readings, quantization = [], {}, None
+            groups, found, quantization = [], {}, None
             items = [item for weight in weights for item in plain_items(stored, weight)]
         else:
-            groups = [_group(stored, weight) for weight in weights]
-            readings = check_readers(stored, groups, reader)
-            quantization = quantization_config(list(zip(weights, groups, strict=True)), _kept(stored))
+            groups = [_group(weight) for weight in weights]
+            if not groups:
+                raise ModelError(
+                    f"{source!r} holds no packed weights, only KV{stored.config.kv} for its cache. Export --format "
+                    "float: the same weights without the words that other programs do not know."
+                )
+            kept = stored.kept()
+            found = readings(weights, groups, kept)
+            check_readers(found, reader, groups)
+            quantization = quantization_config(list(zip(weights, groups, strict=True)), kept)
             items = [item for weight, group in zip(weights, groups, strict=True)
                      for piece in weight.pieces for item in layer_items(stored, weight, piece, group)]  # fmt: skip
-        items += [_as_it_is(stored, name) for name in stored.others if not _is_of_weights(stored, name)]
+        items += [_as_it_is(stored, name) for name in stored.others]
         with whole_folder(out_dir, overwrite=overwrite) as partial:
             write_items(partial, items, shard_bytes=shard_bytes, progress=progress)
             _copy_companions(stored.folder, partial)
@@ -108,7 +114,7 @@ def export_checkpoint(
         out_dir,
         format,
         {group: sum(len(w.pieces) for w, g in zip(weights, groups, strict=True) if g == group) for group in groups},
-        readings,
+        found,
         tuple(lost_words(stored.config, is_float=format == FLOAT)),
         kv_cache_dtype(stored.config.scheme),
         stored.checkpoint.file_bytes,
@@ -116,24 +122,14 @@ def export_checkpoint(
     )
 
 
-def _group(stored: StoredModel, weight: StoredWeight) -> Group:
-    if not weight.is_linear:
-        what = "a Conv1D" if weight.entry.kind == "conv1d" else "fused experts, stored as one tensor"
+def _group(weight: StoredWeight) -> Group:
+    if not weight.is_layers:
         raise ModelError(
-            f"{weight.entry.module} is {what}, for which compressed-tensors has no form that a reader knows: it stores "
-            "matrices [O, I] of linear layers. Export --format float, or serve with transformers as it is."
+            f"{weight.entry.module} keeps all experts in one tensor also in its float checkpoints, and "
+            "compressed-tensors has names for matrices of single layers only. Export --format float, or serve the "
+            "packed model with transformers as it is."
         )
     return group_of(weight.entry)
-
-
-def _kept(stored: StoredModel) -> list[str]:
-    """Names of the linear layers that stay in floating point, as float checkpoints have them."""
-    return [entry.module for entry in stored.plan.kept() if entry.kind == "linear"]
-
-
-def _is_of_weights(stored: StoredModel, name: str) -> bool:
-    """Whether a tensor belongs to a packed weight, and was multiplied into it."""
-    return any(weight.entry.input_scale and name == weight.input_scale_name for weight in stored.weights)
 
 
 def _as_it_is(stored: StoredModel, name: str) -> Item:
@@ -148,21 +144,15 @@ def _config_json(stored: StoredModel, quantization: dict[str, Any] | None) -> di
     config = {key: value for key, value in stored.checkpoint.config.items() if key != "quantization_config"}
     if any(weight.entry.is_head for weight in stored.weights):
         # the packed head has weights of its own: a reader that ties it to the embedding would lose them
-        for part in (config, config.get("text_config")):
-            if isinstance(part, dict) and "tie_word_embeddings" in (part if part is not config else {**part, "tie_word_embeddings": 0}):
-                part["tie_word_embeddings"] = False
+        config["tie_word_embeddings"] = False
     return config if quantization is None else {**config, "quantization_config": quantization}
 
 
-def _companions(folder: Path) -> Iterator[Path]:
-    for path in sorted(folder.iterdir()):
-        if path.suffix not in (".safetensors", *OTHER_FORMATS) and path.name not in _NOT_COPIED:
-            yield path
-
-
 def _copy_companions(folder: Path, out: Path) -> None:
-    """Tokenizer, generation config, chat templates, licences: all that is no weight and says nothing of how they are."""
-    for path in _companions(folder):
+    """Tokenizer, generation config, chat templates, licences: all that says nothing of how weights are stored."""
+    for path in sorted(folder.iterdir()):
+        if path.suffix in (".safetensors", *OTHER_FORMATS) or path.name in _NOT_COPIED:
+            continue
         if path.is_dir():
             shutil.copytree(path, out / path.name)
         elif path.is_file():

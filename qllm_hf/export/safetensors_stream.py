@@ -56,7 +56,11 @@ class Item(NamedTuple):
 
 
 def write_items(
-    folder: Path, items: Sequence[Item], *, shard_bytes: int = SHARD_BYTES, progress: Callable[[int], None] | None = None
+    folder: Path,
+    items: Sequence[Item],
+    *,
+    shard_bytes: int = SHARD_BYTES,
+    progress: Callable[[int], None] | None = None,
 ) -> list[Path]:
     """The safetensors files in `folder` that hold the items, with an index if there are several.
 
@@ -128,4 +132,4 @@ def _write(path: Path, shard: Sequence[Item], progress: Callable[[int], None] | 
 
 def _raw(tensor: Tensor) -> memoryview:
     """The bytes of a tensor, without a copy where it is contiguous."""
-    return memoryview(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data

@@ -8,6 +8,7 @@ merged tensor belong to which expert's matrix: no architecture is named here.
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any, NamedTuple
 
 import torch
 from safetensors import safe_open
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 
@@ -60,9 +61,11 @@ class StoredWeight:
         return self.base.removesuffix(WEIGHT) + ".input_scale"
 
     @property
-    def is_linear(self) -> bool:
-        """Whether float checkpoints store it as matrices [O, I] of layers with names, as other formats need it."""
-        return all(piece.name.endswith(WEIGHT) and not piece.transposed for piece in self.pieces)
+    def is_layers(self) -> bool:
+        """Whether float checkpoints store it as matrices of layers with names, as other formats need it. Theirs are
+        [O, I], and so are the packed rows: a Conv1D, whose float matrix is [I, O], is a linear layer to them."""
+        is_turned = self.entry.kind == "experts" and any(piece.transposed for piece in self.pieces)
+        return all(piece.name.endswith(WEIGHT) for piece in self.pieces) and not is_turned
 
 
 class StoredModel:
@@ -77,7 +80,7 @@ class StoredModel:
     """
 
     def __init__(self, folder: Path, config: QllmConfig, checkpoint: Checkpoint, model: PreTrainedModel) -> None:
-        self.folder, self.config, self.checkpoint = folder, config, checkpoint
+        self.folder, self.config, self.checkpoint, self._model = folder, config, checkpoint, model
         self.plan: Plan = make_plan(model, config, check_patterns=False)
         self.weights = tuple(_stored(model, entry, checkpoint) for entry in self.plan.quantized())
         self._open = contextlib.ExitStack()
@@ -86,14 +89,38 @@ class StoredModel:
             handle = self._open.enter_context(safe_open(file, framework="pt"))
             self._files |= dict.fromkeys(handle.keys(), handle)
         parts = {weight.base + end for weight in self.weights for end in (PACKED, SCALE, ZERO_POINT)}
+        parts |= {weight.input_scale_name for weight in self.weights if weight.entry.input_scale}
         guards = {weight.base for weight in self.weights}
-        self.others = [name for name in checkpoint.tensors if name not in parts and name not in guards]
+        self.others = [name for name in checkpoint.tensors if name not in parts | guards]
 
     def __enter__(self) -> StoredModel:
         return self
 
     def __exit__(self, *_: object) -> None:
         self._open.close()
+
+    def kept(self) -> list[str]:
+        """What stays in floating point: names of layers as float checkpoints have them, `re:` patterns for experts.
+
+        Every matrix of the files counts, also where the model keeps it in no linear layer, as transformers does with
+        some routers: for other programs it is one.
+        """
+        found = {name.removesuffix(WEIGHT): None for name in self.others if self._is_matrix_of_layer(name)}
+        for entry in self.plan.kept():
+            for piece in _pieces(self._model, entry):
+                if piece.name.endswith(WEIGHT):
+                    found[piece.name.removesuffix(WEIGHT)] = None
+                if piece.expert is not None:
+                    experts = ".".join(piece.name.split(".")[:-3])
+                    found = {name: None for name in found if not name.startswith(f"{experts}.")}
+                    found[f"re:{re.escape(experts)}[.].*"] = None
+        return list(found)
+
+    def _is_matrix_of_layer(self, name: str) -> bool:
+        if not name.endswith(WEIGHT) or len(self.checkpoint.tensors[name].shape) != 2:
+            return False
+        module = dict(self._model.named_modules()).get(name.removesuffix(WEIGHT))
+        return not isinstance(module, nn.Embedding)
 
     def tensor(self, name: str) -> Tensor:
         """A tensor of the files as it is."""
