@@ -13,6 +13,7 @@ from .card import card
 from .demo import demo
 from .env import env
 from .evaluate import evaluate
+from .export import export
 from .generate import generate
 from .import_ import import_
 from .info import info
@@ -38,7 +39,7 @@ COMMANDS = (
     *(quickstart, demo, quantize, import_, generate),
     *(evaluate, sweep, report, tasks),
     *(recommend, published, stats, bench),
-    *(card, push),
+    *(card, push, export),
     *(info, env),
 )
 for command in COMMANDS:
@@ -71,6 +72,7 @@ def _program(
       qllm-hf recommend path/to/model --memory 24GB --context 16k --measured sweep
       qllm-hf stats path/to/model --calibration text.jsonl
       qllm-hf push model-w4kv8 owner/name --results sweep --dry-run
+      qllm-hf export model-w4kv8 -o model-w4kv8-vllm --for vllm
     """
 
 
