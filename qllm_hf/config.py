@@ -311,6 +311,12 @@ class QllmConfig(QuantizationConfigMixin):
         return copy.deepcopy({**stored, "calibration": dict(summary) if summary else None})
 
     @property
+    def imported(self) -> Mapping[str, str] | None:
+        """{"quant_method", "made_by"} of the checkpoint of another library that the codes were taken over from."""
+        summary = self.calibration if isinstance(self.calibration, Mapping) else {}
+        return summary.get("imported")
+
+    @property
     def needs_calibration(self) -> bool:
         """Whether weights can only be chosen after looking at calibration text."""
         if self.bits_per_weight is not None:

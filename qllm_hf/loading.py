@@ -271,18 +271,32 @@ def save_model(
     Raises:
         CheckpointError: `out_dir` is not empty (or, with `overwrite`, no model folder), or the disk lost something.
     """
-    out_dir = out_dir.expanduser().absolute()
-    check_output(out_dir, overwrite=overwrite)
-    unique = uuid.uuid4().hex[:8]
-    partial, replaced = (out_dir.with_name(f".{out_dir.name}.{word}-{unique}") for word in ("partial", "replaced"))
-    partial.mkdir(parents=True)
-    try:
+    with whole_folder(out_dir, overwrite=overwrite) as partial:
         options: dict[str, Any] = {"max_shard_size": max_shard_size} if max_shard_size else {}
         model.save_pretrained(partial, **options)
         if tokenizer is not None:
             tokenizer.save_pretrained(partial)
         for name, content in (others or {}).items():
             (partial / name).write_bytes(content)
+    return out_dir.expanduser().absolute()
+
+
+@contextlib.contextmanager
+def whole_folder(out_dir: Path, *, overwrite: bool = False) -> Iterator[Path]:
+    """An empty folder to write a model to, which becomes `out_dir` at the end: all of it, or no folder at all.
+
+    Before it is renamed its safetensors files are checked and settled. What is replaced stays until then.
+
+    Raises:
+        CheckpointError: as `save_model`.
+    """
+    out_dir = out_dir.expanduser().absolute()
+    check_output(out_dir, overwrite=overwrite)
+    unique = uuid.uuid4().hex[:8]
+    partial, replaced = (out_dir.with_name(f".{out_dir.name}.{word}-{unique}") for word in ("partial", "replaced"))
+    partial.mkdir(parents=True)
+    try:
+        yield partial
         usual = (partial / "config.json").stat().st_mode
         for file in read_checkpoint(partial).files:
             file.chmod(usual)  # safetensors leaves its files readable by their owner only
@@ -291,7 +305,6 @@ def save_model(
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     shutil.rmtree(replaced, ignore_errors=True)
-    return out_dir
 
 
 def _rename(new: Path, place: Path, old: Path) -> None:

@@ -34,6 +34,8 @@ LAYERS = {
     "budget": 2,
     "sensitivity_table": 2,
     "published": 2,
+    "formats": 2,
+    "safetensors_stream": 2,
     "uniform": 2,
     "packing": 2,
     "native": 2,
@@ -62,6 +64,7 @@ LAYERS = {
     "streamed": 12,
     "export": 12,
     "vllm_plugin": 12,
+    "importing": 12,
     "evaluation": 12,
     "analysis": 12,
     "reporting": 13,
@@ -87,6 +90,8 @@ FROM_DOOR = {"__version__"}
 
 WITHOUT_TRANSFORMERS = {
     "drawing",
+    "formats",
+    "safetensors_stream",
     "builtin",
     "errors",
     "layout",

@@ -14,7 +14,9 @@ from .chat import chat
 from .demo import demo
 from .env import env
 from .evaluate import evaluate
+from .export import export
 from .generate import generate
+from .import_ import import_
 from .info import info
 from .merge import merge
 from .published import published
@@ -40,7 +42,7 @@ COMMANDS = (
     *(quickstart, demo, quantize, generate),
     *(evaluate, sweep, merge, report, tasks),
     *(recommend, published, stats, bench),
-    *(serve, chat),
+    *(serve, chat, import_, export),
     *(card, push),
     *(info, env),
 )
@@ -67,6 +69,7 @@ def _program(
       qllm-hf quickstart
       qllm-hf demo
       qllm-hf quantize path/to/model --scheme W4KV8 -o model-w4kv8
+      qllm-hf import path/to/model-awq -o model-w4
       qllm-hf generate model-w4kv8 "Once upon a time"
       qllm-hf evaluate model-w4kv8 --tasks mini
       qllm-hf sweep path/to/model --schemes W4,KV8,W4KV8 -o sweep
@@ -74,6 +77,7 @@ def _program(
       qllm-hf stats path/to/model --calibration text.jsonl
       qllm-hf serve model-w4kv8
       qllm-hf push model-w4kv8 owner/name --results sweep --dry-run
+      qllm-hf export model-w4kv8 -o model-w4kv8-vllm --for vllm
     """
 
 

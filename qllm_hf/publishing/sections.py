@@ -50,6 +50,8 @@ def _summary(model: Quantized, base: Base) -> str:
     if report.bits_per_weight is None:
         return text + "The weights are those of the base model."
     how = "by rounding to nearest" if model.config.method == RTN else f"by the method {model.config.method}"
+    if model.config.imported:
+        how = "by {made_by} and taken over from its {quant_method} checkpoint".format_map(model.config.imported)
     return (
         f"{text}Codes were chosen {how}. The weights take {bytes_text(report.parameter_bytes_after)} instead of "
         f"{bytes_text(report.parameter_bytes_before)}: {report.bits_per_weight:.2f} bits for a quantized one, with its "
@@ -166,7 +168,9 @@ def _made(model: Quantized, base: Base) -> str:
     facts = [["base model", f"{base.name}, revision `{revision}`"]]
     if recipe is not None:
         facts += [[name, recipe.versions[name]] for name in _VERSIONS if name in recipe.versions]
-    if seen := (model.config.calibration if isinstance(model.config.calibration, dict) else None):
+    if imported := model.config.imported:
+        facts.append(["imported from", "{quant_method}, made by {made_by}".format_map(imported)])
+    elif seen := (model.config.calibration if isinstance(model.config.calibration, dict) else None):
         text = f"{seen.get('source')}, {seen.get('samples')} x {seen.get('seqlen')} tokens"
         facts.append(["calibration", f"{text}, digest `{seen.get('digest')}`"])
     parts += [markdown([["", ""], *facts], "ll"), file_table(model)]

@@ -133,6 +133,8 @@ def _method_notes(config: QllmConfig) -> tuple[str, ...]:
     seen = config.calibration if isinstance(config.calibration, Mapping) else None
     text = f", calibrated on {seen['source']} ({seen['samples']} x {seen['seqlen']} tokens)" if seen else ""
     notes = [f"method {config.method}{text}"] if config.method != RTN or seen else []
+    if config.imported:
+        notes = ["codes chosen by {made_by}, imported from {quant_method}".format_map(config.imported)]
     if config.input_scales:
         notes.append(f"{', '.join(config.input_scales)}: the input is multiplied by a stored vector first")
     return tuple(notes)

@@ -15,6 +15,7 @@ from qllm_hf.cli import as_argparse
 from qllm_hf.cli.bench import bench
 from qllm_hf.cli.card import card
 from qllm_hf.cli.evaluate import evaluate
+from qllm_hf.cli.import_ import import_
 from qllm_hf.cli.info import info
 from qllm_hf.cli.merge import merge
 from qllm_hf.cli.published import published
@@ -28,6 +29,7 @@ from qllm_hf.cli.tasks import tasks
 PROGRAM = "optimum-cli qllm"
 COMMANDS: tuple[tuple[Callable[..., None], str], ...] = (
     (quantize, "Quantize a model and save it."),
+    (import_, "Take over a model that another library quantized."),
     (evaluate, "Measure what a model can do, quantized or not."),
     (sweep, "Measure many schemes on one model."),
     (merge, "Put the parts of a sweep together."),

@@ -1,0 +1,1 @@
+"""Packed checkpoints in the formats of other programs: compressed-tensors, and plain floating point."""

@@ -1,0 +1,1 @@
+"""How other programs lay out quantized weights: the arithmetic alone, without files and without models."""
