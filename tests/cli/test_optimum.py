@@ -15,16 +15,18 @@ import pytest
 from typer.models import ArgumentInfo
 from typer.testing import CliRunner
 
+from qllm_hf.cli.chat import chat
 from qllm_hf.cli.demo import demo
 from qllm_hf.cli.env import env
 from qllm_hf.cli.generate import generate
 from qllm_hf.cli.main import COMMANDS, app
 from qllm_hf.cli.quickstart import quickstart
+from qllm_hf.cli.serve import serve
 from qllm_hf.cli.stats import stats
 
 pytest.importorskip("optimum.commands.base", reason="needs optimum: pip install 'qllm-hf[optimum]'")
 
-ONLY_OURS = (quickstart, demo, generate, stats, env)
+ONLY_OURS = (quickstart, demo, generate, serve, chat, stats, env)
 PLUG_INS = "optimum.commands.register"
 SOURCE = Path(__file__).resolve().parents[2] / "qllm_hf" / "cli" / "optimum_register" / "register_qllm.py"
 
