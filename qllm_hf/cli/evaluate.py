@@ -66,9 +66,9 @@ def evaluate(
         from ..loading import load_model, load_tokenizer, local_folder
         from ..reporting.model import scheme_of
 
-        engine.check(names, limit=limit, data_dir=data_dir, shots=shots, has_rater=judge is not None)
         with this_process().together() as ranks:
             asking.stop_politely(ranks, out)
+            engine.check(names, limit=limit, data_dir=data_dir, shots=shots, has_rater=judge is not None)
             # what comes from the Hub is fetched once for each machine
             with ranks.local_first() if local_folder(model) is None else contextlib.nullcontext():
                 tokenizer = load_tokenizer(model, trust_remote_code=trust_remote_code)
