@@ -71,9 +71,9 @@ def evaluate(
         from ..loading import load_model, load_tokenizer, local_folder
         from ..reporting.model import scheme_of
 
-        engine.check(names, limit=limit, data_dir=data_dir, shots=shots, has_rater=judge is not None)
         with this_process(one_model=tensor_parallel).together() as ranks:
             asking.stop_politely(ranks, out)
+            engine.check(names, limit=limit, data_dir=data_dir, shots=shots, has_rater=judge is not None)
             # what comes from the Hub is fetched once for each machine; a model that is cut is loaded by all at once
             in_turn = local_folder(model) is None and not tensor_parallel
             with ranks.local_first() if in_turn else contextlib.nullcontext():
