@@ -60,6 +60,15 @@ def check_readers(found: Mapping[str, Reading], wanted: str | None, groups: Sequ
     raise ModelError(f"{who} ({why}).{instead} {_nearest(asked, groups)}")
 
 
+def shortcoming(found: Mapping[str, Reading], groups: Sequence[Group]) -> str | None:
+    """A sentence where some reader takes a checkpoint but none does what it says, or None."""
+    if any(reading.outcome == "same" for reading in found.values()):
+        return None
+    best = min((reading.outcome for reading in found.values()), key=_WORST_LAST.index)
+    what = "rounds the inputs of layers as it is done here" if best == "own grid" else "quantizes the inputs of layers"
+    return f"no reader {what}. {_nearest(READERS, groups)}"
+
+
 def _nearest(asked: Sequence[str] | Mapping[str, str], groups: Sequence[Group]) -> str:
     """The scheme to quantize to instead: as many of the bits as a reader takes."""
     group = max(groups, key=groups.count)

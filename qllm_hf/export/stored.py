@@ -81,6 +81,7 @@ class StoredModel:
 
     def __init__(self, folder: Path, config: QllmConfig, checkpoint: Checkpoint, model: PreTrainedModel) -> None:
         self.folder, self.config, self.checkpoint, self._model = folder, config, checkpoint, model
+        self._embeddings = {name for name, module in model.named_modules() if isinstance(module, nn.Embedding)}
         self.plan: Plan = make_plan(model, config, check_patterns=False)
         self.weights = tuple(_stored(model, entry, checkpoint) for entry in self.plan.quantized())
         self._open = contextlib.ExitStack()
@@ -117,10 +118,8 @@ class StoredModel:
         return list(found)
 
     def _is_matrix_of_layer(self, name: str) -> bool:
-        if not name.endswith(WEIGHT) or len(self.checkpoint.tensors[name].shape) != 2:
-            return False
-        module = dict(self._model.named_modules()).get(name.removesuffix(WEIGHT))
-        return not isinstance(module, nn.Embedding)
+        is_matrix = name.endswith(WEIGHT) and len(self.checkpoint.tensors[name].shape) == 2
+        return is_matrix and name.removesuffix(WEIGHT) not in self._embeddings
 
     def tensor(self, name: str) -> Tensor:
         """A tensor of the files as it is."""
