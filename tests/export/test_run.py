@@ -152,6 +152,27 @@ def test_experts_are_stored_one_by_one(packed, tmp_path, family):
         export_checkpoint(str(experts), tmp_path / "none", reader="transformers")
 
 
+def test_layers_that_transformers_calls_otherwise(packed, tmp_path):
+    """GPT-NeoX's files say embed_out, its module is lm_head: both are named, so that neither reader packs it."""
+    float_model("gpt_neox").save_pretrained(tmp_path / "float")
+    folder = packed(tmp_path / "float", w=4, w_symmetric=True, w_group_size=4)
+    export_checkpoint(str(folder), tmp_path / "out")
+    ignored = json.loads((tmp_path / "out" / "config.json").read_text())["quantization_config"]["ignore"]
+    assert set(ignored) == {"embed_out", "lm_head"}
+    assert_same(reloaded(tmp_path / "out", dequantize=False), as_float(folder), torch.arange(3, 23).view(1, -1))
+
+
+def test_models_that_read_their_weights_themselves(packed, tmp_path):
+    float_model("mamba").save_pretrained(tmp_path / "float")
+    folder = packed(tmp_path / "float", w=4, w_symmetric=True, w_group_size=4)
+    done = export_checkpoint(str(folder), tmp_path / "out", reader="transformers")
+    assert (done.readings[TRANSFORMERS].outcome, done.readings[DEQUANTIZE].outcome) == ("no", "same")
+    tokens = torch.arange(3, 23).view(1, -1)
+    with pytest.raises(AttributeError, match="weight"):
+        reloaded(tmp_path / "out", dequantize=False)(tokens)
+    assert_same(reloaded(tmp_path / "out", dequantize=True), as_float(folder), tokens)
+
+
 def test_float_weights_of_every_shape(packed, tmp_path):
     for family in ("gpt2", "gpt_oss", "llama"):
         float_model(family).save_pretrained(tmp_path / family)
