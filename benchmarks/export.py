@@ -1,13 +1,13 @@
 """Exported checkpoints against the packed ones they were made from: weights, logits, sizes, and who reads them.
 
-    OMP_NUM_THREADS=1 python benchmarks/export.py [--vllm PYTHON] [--only W4]
+    OMP_NUM_THREADS=1 python benchmarks/export.py [--vllm PYTHON] [--only REGEX]
 
-The reference model in float32 and in bfloat16, in schemes of every kind that compressed-tensors can say, is packed,
-exported, and loaded again by transformers in both of its ways, and with --vllm by the vLLM of another Python. Columns:
+The reference model in float32 and in bfloat16 (and where vLLM's kernels for this processor run, in float16, whose
+rounding is the finer one), in schemes of every kind that compressed-tensors can say, is packed, exported, and loaded again by transformers in both of its ways, and with --vllm by the vLLM of another Python. Columns:
 
 - `max_dw`: largest difference between the weights that were exported and those that the packed model means;
-- `transformers`, `transformers_dequantize`: largest difference of logits from the packed model's own `dequantize()`,
-  which multiplies as they do; "error: ..." where loading fails;
+- `default`, `dequantize`: largest difference of logits in the two ways of transformers from the packed model's own
+  `dequantize()`, which multiplies as they do; "error: ..." where loading fails; `float_export`: in the float format;
 - `from_packed`: the same between `dequantize()` and the packed model itself, for scale: kernels that work on packed
   weights add in another order, and with quantized inputs it is what these change;
 - `vllm`: largest difference of log-probabilities of the prompt's tokens from `dequantize()`; `vllm_from_packed`: from
@@ -24,6 +24,7 @@ import contextlib
 import io
 import json
 import os
+import re
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -34,7 +35,7 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 import compressed_tensors
 import torch
-from machine import machine, write_rows
+from machine import key_of, machine, read_rows, write_rows
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, CompressedTensorsConfig
 
@@ -43,7 +44,7 @@ from qllm_hf.export.run import export_checkpoint
 
 PROMPT = "The cat sat on the mat and then it went to the"
 NEW_TOKENS = 16
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 VLLM_READS = Path(__file__).parent / "peers" / "vllm_reads.py"
 
 
@@ -70,7 +71,7 @@ def cases() -> Iterator[Case]:
     for dtype in DTYPES:
         for w in range(2, 9):
             for symmetric in (True, False):
-                for group_size in (32, 64, 128, -1):
+                for group_size in (32, 64, 128, -1) if w == 4 or dtype != "float16" else ():
                     yield Case(dtype, w, symmetric, group_size)
         for w, symmetric, group_size in ((8, True, -1), (8, True, 64), (8, False, -1), (4, True, 64), (4, False, 64)):
             for a_symmetric in (True, False):
@@ -125,8 +126,8 @@ def measure(case: Case, folder: Path, ids: list[int]) -> tuple[dict[str, Any], d
     row = {
         **case._asdict(),
         "max_dw": weights_apart(out, dict(meant_model.state_dict())),
-        "transformers": logits_apart(lambda: AutoModelForCausalLM.from_pretrained(out), meant["logits"], ids),
-        "transformers_dequantize": logits_apart(lambda: dequantized(out), meant["logits"], ids),
+        "default": logits_apart(lambda: AutoModelForCausalLM.from_pretrained(out), meant["logits"], ids),
+        "dequantize": logits_apart(lambda: dequantized(out), meant["logits"], ids),
         "float_export": float((floats["logits"] - meant["logits"]).abs().max()),
         "from_packed": float((packed["logits"] - meant["logits"]).abs().max()),
         "vllm": "",
@@ -166,28 +167,28 @@ def add_vllm(row: dict[str, Any], asked: dict[str, Any], result: dict[str, Any])
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--vllm", metavar="PYTHON", help="a Python that has vLLM")
-    parser.add_argument("--only", default="", help="cases whose names begin like this, and no file is written")
+    parser.add_argument("--only", default="", metavar="REGEX", help="cases whose names match; other rows are kept")
     arguments = parser.parse_args()
     ids = AutoTokenizer.from_pretrained(reference_model())(PROMPT)["input_ids"]
     rows, asked = [], []
     with tempfile.TemporaryDirectory() as name:
         for case in cases():
-            if not case.name.startswith(arguments.only):
+            if not re.search(arguments.only, case.name):
                 continue
             with contextlib.redirect_stderr(io.StringIO()):
                 row, question = measure(case, Path(name), ids)
             rows.append(row)
             asked.append(question)
-            print(
-                case.name, {key: row[key] for key in ("max_dw", "transformers", "transformers_dequantize")}, flush=True
-            )
+            print(case.name, {key: row[key] for key in ("max_dw", "default", "dequantize")}, flush=True)
         if arguments.vllm:
             found = ask_vllm(arguments.vllm, asked, Path(name))
             for row, question in zip(rows, asked, strict=True):
                 add_vllm(row, question, found[question["name"]])
     versions = {**machine(), "compressed_tensors": compressed_tensors.__version__}
-    if not arguments.only:
-        print(write_rows("export", [{**row, **versions} for row in rows]))
+    kept = read_rows("export", Case._fields)
+    kept.update({key_of(row, Case._fields): {**row, **versions} for row in rows})
+    places = {tuple(str(value) for value in case): place for place, case in enumerate(cases())}
+    print(write_rows("export", [kept[key] for key in sorted(kept, key=places.__getitem__)]))
 
 
 if __name__ == "__main__":
