@@ -2,8 +2,9 @@
 
     OMP_NUM_THREADS=1 python benchmarks/export.py [--vllm PYTHON] [--only REGEX]
 
-The reference model in float32 and in bfloat16 (and where vLLM's kernels for this processor run, in float16, whose
-rounding is the finer one), in schemes of every kind that compressed-tensors can say, is packed, exported, and loaded again by transformers in both of its ways, and with --vllm by the vLLM of another Python. Columns:
+The reference model in float32 and in bfloat16, in schemes of every kind that compressed-tensors can say, and in
+float16, whose rounding is finer, in those for which vLLM has kernels on processors. Each is packed, exported, and
+loaded again by transformers in both of its ways, and with --vllm by the vLLM of another Python. Columns:
 
 - `max_dw`: largest difference between the weights that were exported and those that the packed model means;
 - `default`, `dequantize`: largest difference of logits in the two ways of transformers from the packed model's own
