@@ -118,8 +118,8 @@ class Layer:
         plain = torch.arange(self.length) // self.spec.group_size
         if not torch.equal(tensors[f"{self.name}.{part}"].to(torch.int64), plain):
             raise CheckpointError(
-                f"{self.name}.{part}: its groups are not runs of neighbouring columns (act order, desc_act=True), which "
-                "our rows cannot say. Take a checkpoint with desc_act=False, or one with a single group per channel."
+                f"{self.name}.{part}: its groups are not runs of neighbouring columns (act order, desc_act=True), "
+                "which our rows cannot say. Take a checkpoint with desc_act=False, or one with a single group per channel."
             )
 
 
