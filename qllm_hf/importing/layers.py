@@ -119,7 +119,7 @@ class Layer:
         if not torch.equal(tensors[f"{self.name}.{part}"].to(torch.int64), plain):
             raise CheckpointError(
                 f"{self.name}.{part}: its groups are not runs of neighbouring columns (act order, desc_act=True), "
-                "which our rows cannot say. Take a checkpoint with desc_act=False, or one with a single group per channel."
+                "which our rows cannot say. Take a checkpoint with desc_act=False, or one with one group per channel."
             )
 
 
