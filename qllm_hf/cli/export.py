@@ -14,7 +14,7 @@ from .output import UsageError, answer, answering
 def export(
     model: Annotated[
         str | None,
-        typer.Argument(metavar="DIR", help="A folder that `qllm-hf quantize` wrote.", show_default=False),
+        typer.Argument(metavar="DIR", help="A folder with packed weights.", show_default=False),
     ] = None,
     output: Annotated[
         Path | None,

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from ..errors import ModelError
 from ..plan import Entry
 from ..scheme import PER_ROW, Spec
-from .stored import WEIGHT, StoredWeight
+from .stored import StoredWeight
 
 PACK_QUANTIZED: Literal["pack-quantized"] = "pack-quantized"
 INT_QUANTIZED: Literal["int-quantized"] = "int-quantized"
@@ -111,7 +111,7 @@ def quantization_config(weights: Iterable[tuple[StoredWeight, Group]], kept: Seq
     heads: dict[Group, list[str]] = {}
     dense: set[Group] = set()
     for weight, group in weights:
-        modules = [piece.name.removesuffix(WEIGHT) for piece in weight.pieces]
+        modules = list(weight.layers)
         layers.setdefault(group, []).extend(modules)
         if weight.entry.is_head:
             heads.setdefault(group, []).extend(modules)

@@ -20,7 +20,7 @@ READERS: Mapping[str, str] = {
     TRANSFORMERS: "transformers 5.23 with compressed-tensors 0.20: from_pretrained(DIR)",
     DEQUANTIZE: "the same with quantization_config=CompressedTensorsConfig(dequantize=True)",
     VLLM: "vLLM 0.32 on NVIDIA GPUs, model in bfloat16 or float16",
-    VLLM_CPU: "vLLM 0.32 on x86 CPUs, model in bfloat16",
+    VLLM_CPU: "vLLM 0.32 on x86 CPUs (here one without AMX), model in bfloat16 or float16",
 }
 WANTED: Mapping[str, tuple[str, ...]] = {
     TRANSFORMERS: (TRANSFORMERS, DEQUANTIZE),
@@ -29,6 +29,11 @@ WANTED: Mapping[str, tuple[str, ...]] = {
     VLLM_CPU: (VLLM_CPU,),
 }
 """What `--for NAME` asks for: one of these readers."""
+
+
+OWN_WEIGHTS = ("falcon", "mamba", "mamba2", "rwkv")
+"""Values of model_type whose code in transformers asks for `layer.weight` before the layer has unpacked it."""
+OWN_WEIGHTS_ROW = ", ".join(OWN_WEIGHTS)
 
 
 class Cell(NamedTuple):
@@ -43,6 +48,7 @@ _ZERO_POINTS = "compressed-tensors makes room for unpacked zero points: RuntimeE
 _MARLIN = "Marlin and Machete take groups of 32, 64, 128 or per channel"
 _HUMMING = "only with the package humming"
 _CPU_4 = "Failed to find a kernel: its CPU kernels take 4 bits"
+_NO_AMX = "No WNA16 MoE backend supports the deployment configuration: its kernels of experts need AMX"
 _NO_SCHEME = "No compressed-tensors compatible scheme was found"
 _ONE_SCHEME = "takes the first group's bits for all layers, and says nothing: other numbers, or an error of conversion"
 _FUSED_NO = "it merges these layers into one, and takes the scheme of the first for all"
@@ -102,7 +108,7 @@ TABLE: Mapping[str, Mapping[str, Cell]] = {
         TRANSFORMERS: Cell("no", "ran", _ZERO_POINTS),
         DEQUANTIZE: Cell("weights", "ran"),
         VLLM: Cell("same", "read", _HUMMING),
-        VLLM_CPU: Cell("no", "not run"),
+        VLLM_CPU: Cell("weights", "ran", "4 bits only"),
     },
     "symmetric weights with A8 asymmetric": {
         TRANSFORMERS: Cell("own grid", "ran", "the same grid up to ties"),
@@ -126,7 +132,7 @@ TABLE: Mapping[str, Mapping[str, Cell]] = {
         TRANSFORMERS: Cell("no", "ran", _ZERO_POINTS),
         DEQUANTIZE: Cell("weights", "ran"),
         VLLM: Cell("same", "read", _HUMMING),
-        VLLM_CPU: Cell("no", "not run"),
+        VLLM_CPU: Cell("weights", "ran", "4 bits only"),
     },
     "symmetric weights with other inputs": {
         TRANSFORMERS: Cell("own grid", "ran"),
@@ -144,19 +150,19 @@ TABLE: Mapping[str, Mapping[str, Cell]] = {
         TRANSFORMERS: Cell("same", "ran"),
         DEQUANTIZE: Cell("same", "ran"),
         VLLM: Cell("same", "read", _MARLIN),
-        VLLM_CPU: Cell("no", "not run"),
+        VLLM_CPU: Cell("no", "ran", _NO_AMX),
     },
     "experts, asymmetric weights": {
         TRANSFORMERS: Cell("no", "ran", "its conversion of experts knows no zero points"),
         DEQUANTIZE: Cell("no", "ran", "its conversion of experts knows no zero points"),
         VLLM: Cell("same", "read", _HUMMING),
-        VLLM_CPU: Cell("no", "not run"),
+        VLLM_CPU: Cell("no", "ran", _NO_AMX),
     },
     "experts with quantized inputs": {
         TRANSFORMERS: Cell("no", "ran", "its conversion of experts knows packed weights only"),
         DEQUANTIZE: Cell("no", "ran", "its conversion of experts knows packed weights only"),
         VLLM: Cell("same", "read"),
-        VLLM_CPU: Cell("no", "not run"),
+        VLLM_CPU: Cell("no", "ran", _NO_AMX),
     },
     "Conv1D": {
         TRANSFORMERS: Cell("no", "ran", "compressed-tensors does not see Conv1D: random weights, with a warning only"),
@@ -164,16 +170,22 @@ TABLE: Mapping[str, Mapping[str, Cell]] = {
         VLLM: Cell("same", "read", "GPT-2"),
         VLLM_CPU: Cell("same", "ran", "GPT-2"),
     },
+    OWN_WEIGHTS_ROW: {
+        TRANSFORMERS: Cell("no", "ran", "its code reads weights that are not there yet: AttributeError"),
+        DEQUANTIZE: Cell("same", "ran"),
+        VLLM: Cell("same", "not run"),
+        VLLM_CPU: Cell("same", "not run"),
+    },
     "layers of different schemes": {
         TRANSFORMERS: Cell("same", "ran"),
         DEQUANTIZE: Cell("no", "ran", _ONE_SCHEME),
         VLLM: Cell("same", "read"),
-        VLLM_CPU: Cell("same", "not run"),
+        VLLM_CPU: Cell("same", "ran", "all of 4 bits"),
     },
     "different schemes within q, k, v or gate, up": {
         TRANSFORMERS: Cell("same", "ran"),
         DEQUANTIZE: Cell("no", "ran", _ONE_SCHEME),
         VLLM: Cell("no", "read", _FUSED_NO),
-        VLLM_CPU: Cell("no", "not run", _FUSED_NO),
+        VLLM_CPU: Cell("no", "ran", _FUSED_NO),
     },
 }

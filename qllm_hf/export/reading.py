@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from ..errors import ConfigError, ModelError, did_you_mean
 from ..families import SAME_INPUT
 from .groups import INT_QUANTIZED, Group
-from .readers import READERS, TABLE, WANTED, Known, Outcome
+from .readers import OWN_WEIGHTS, OWN_WEIGHTS_ROW, READERS, TABLE, WANTED, Known, Outcome
 from .stored import StoredWeight
 
 _WORST_LAST: tuple[Outcome, ...] = ("same", "own grid", "weights", "no")
@@ -32,13 +32,16 @@ class Reading(NamedTuple):
         return {"outcome": self.outcome, "known": self.known, "notes": list(self.notes)}
 
 
-def readings(weights: Sequence[StoredWeight], groups: Sequence[Group], kept: Collection[str]) -> dict[str, Reading]:
+def readings(
+    weights: Sequence[StoredWeight], groups: Sequence[Group], kept: Collection[str] = (), model_type: str = ""
+) -> dict[str, Reading]:
     """What each reader makes of a checkpoint with these weights, quantized like this.
 
     Args:
         kept: names of linear layers that stay in floating point.
     """
-    rows = list(dict.fromkeys(_rows(weights, groups, kept)))
+    own = [OWN_WEIGHTS_ROW] if model_type in OWN_WEIGHTS else []
+    rows = list(dict.fromkeys([*_rows(weights, groups, kept), *own]))
     return {reader: _reading(reader, rows) for reader in READERS}
 
 
@@ -58,6 +61,15 @@ def check_readers(found: Mapping[str, Reading], wanted: str | None, groups: Sequ
     others = [reader for reader in READERS if found[reader].outcome != "no"]
     instead = f" It can be read by {', '.join(others)}: leave out --for." if others else ""
     raise ModelError(f"{who} ({why}).{instead} {_nearest(asked, groups)}")
+
+
+def shortcoming(found: Mapping[str, Reading], groups: Sequence[Group]) -> str | None:
+    """A sentence where some reader takes a checkpoint but none does what it says, or None."""
+    if any(reading.outcome == "same" for reading in found.values()):
+        return None
+    best = min((reading.outcome for reading in found.values()), key=_WORST_LAST.index)
+    what = "rounds the inputs of layers as it is done here" if best == "own grid" else "quantizes the inputs of layers"
+    return f"no reader {what}. {_nearest(READERS, groups)}"
 
 
 def _nearest(asked: Sequence[str] | Mapping[str, str], groups: Sequence[Group]) -> str:

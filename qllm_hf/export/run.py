@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -18,7 +18,7 @@ from ..safetensors_stream import DTYPES, SHARD_BYTES, Item, write_items
 from .groups import Group, group_of, quantization_config
 from .layers import layer_items
 from .plain import plain_items
-from .reading import Reading, check_readers, readings
+from .reading import Reading, check_readers, readings, shortcoming
 from .serving import kv_cache_dtype, lost_words
 from .stored import StoredModel, StoredWeight, open_stored
 
@@ -87,39 +87,60 @@ def export_checkpoint(
     if folder is not None and folder.resolve() == out_dir.expanduser().resolve():
         raise ModelError(f"{source!r} would be replaced by its own exported form. Export to another folder.")
     with open_stored(source, trust_remote_code=trust_remote_code) as stored:
-        weights = list(stored.weights)
-        if format == FLOAT:
-            groups, found, quantization = [], {}, None
-            items = [item for weight in weights for item in plain_items(stored, weight)]
-        else:
-            groups = [_group(weight) for weight in weights]
-            if not groups:
-                raise ModelError(
-                    f"{source!r} holds no packed weights, only KV{stored.config.kv} for its cache. Export --format "
-                    "float: the same weights without the words that other programs do not know."
-                )
-            kept = stored.kept()
-            found = readings(weights, groups, kept)
-            check_readers(found, reader, groups)
-            quantization = quantization_config(list(zip(weights, groups, strict=True)), kept)
-            items = [item for weight, group in zip(weights, groups, strict=True)
-                     for piece in weight.pieces for item in layer_items(stored, weight, piece, group)]  # fmt: skip
-        items += [_as_it_is(stored, name) for name in stored.others]
+        content = _float(stored) if format == FLOAT else _compressed_tensors(stored, reader)
+        others = [_as_it_is(stored, name) for name in stored.others]
         with whole_folder(out_dir, overwrite=overwrite) as partial:
-            write_items(partial, items, shard_bytes=shard_bytes, progress=progress)
+            write_items(partial, [*content.items, *others], shard_bytes=shard_bytes, progress=progress)
             _copy_companions(stored.folder, partial)
-            config = _config_json(stored, quantization)
+            config = _config_json(stored, content.quantization)
             (partial / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     return Exported(
-        out_dir,
-        format,
-        {group: sum(len(w.pieces) for w, g in zip(weights, groups, strict=True) if g == group) for group in groups},
-        found,
-        tuple(lost_words(stored.config, is_float=format == FLOAT)),
-        kv_cache_dtype(stored.config.scheme),
-        stored.checkpoint.file_bytes,
-        sum(file.stat().st_size for file in out_dir.expanduser().glob("*.safetensors")),
+        folder=out_dir,
+        format=format,
+        groups=content.groups,
+        readings=content.readings,
+        lost=content.lost,
+        kv_cache_dtype=kv_cache_dtype(stored.config.scheme),
+        bytes_before=stored.checkpoint.file_bytes,
+        bytes_after=sum(file.stat().st_size for file in out_dir.expanduser().glob("*.safetensors")),
     )
+
+
+class _Content(NamedTuple):
+    """What stands for the packed weights in another format."""
+
+    items: list[Item]
+    quantization: dict[str, Any] | None
+    groups: dict[Group, int]
+    readings: dict[str, Reading]
+    lost: tuple[str, ...]
+
+
+def _float(stored: StoredModel) -> _Content:
+    items = [item for weight in stored.weights for item in plain_items(stored, weight)]
+    return _Content(items, None, {}, {}, tuple(lost_words(stored.config, is_float=True)))
+
+
+def _compressed_tensors(stored: StoredModel, reader: str | None) -> _Content:
+    """Everything that can be refused is refused here, before anything is written."""
+    if not stored.weights:
+        raise ModelError(
+            f"{str(stored.folder)!r} holds no packed weights, only KV{stored.config.kv} for its cache. Export --format "
+            "float: the same weights without the words that other programs do not know."
+        )
+    groups = [_group(weight) for weight in stored.weights]
+    pairs = list(zip(stored.weights, groups, strict=True))
+    kept = stored.kept()
+    found = readings(stored.weights, groups, kept, str(stored.checkpoint.config.get("model_type")))
+    check_readers(found, reader, groups)
+    items: list[Item] = []
+    matrices: dict[Group, int] = {}
+    for weight, group in pairs:
+        matrices[group] = matrices.get(group, 0) + len(weight.pieces)
+        for piece in weight.pieces:
+            items += layer_items(stored, weight, piece, group)
+    lost = [*lost_words(stored.config, is_float=False), shortcoming(found, groups)]
+    return _Content(items, quantization_config(pairs, kept), matrices, found, tuple(word for word in lost if word))
 
 
 def _group(weight: StoredWeight) -> Group:

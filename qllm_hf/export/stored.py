@@ -61,6 +61,12 @@ class StoredWeight:
         return self.base.removesuffix(WEIGHT) + ".input_scale"
 
     @property
+    def layers(self) -> tuple[str, ...]:
+        """Names of the layers that it stands for: as float checkpoints have them, and transformers where it differs."""
+        names = [piece.name.removesuffix(WEIGHT) for piece in self.pieces]
+        return tuple(dict.fromkeys([*names, self.entry.module] if self.entry.kind != "experts" else names))
+
+    @property
     def is_layers(self) -> bool:
         """Whether float checkpoints store it as matrices of layers with names, as other formats need it. Theirs are
         [O, I], and so are the packed rows: a Conv1D, whose float matrix is [I, O], is a linear layer to them."""
@@ -81,6 +87,7 @@ class StoredModel:
 
     def __init__(self, folder: Path, config: QllmConfig, checkpoint: Checkpoint, model: PreTrainedModel) -> None:
         self.folder, self.config, self.checkpoint, self._model = folder, config, checkpoint, model
+        self._embeddings = {name for name, module in model.named_modules() if isinstance(module, nn.Embedding)}
         self.plan: Plan = make_plan(model, config, check_patterns=False)
         self.weights = tuple(_stored(model, entry, checkpoint) for entry in self.plan.quantized())
         self._open = contextlib.ExitStack()
@@ -107,6 +114,8 @@ class StoredModel:
         """
         found = {name.removesuffix(WEIGHT): None for name in self.others if self._is_matrix_of_layer(name)}
         for entry in self.plan.kept():
+            if entry.kind == "linear":  # transformers may have another name for it, and looks for its own
+                found[entry.module] = None
             for piece in _pieces(self._model, entry):
                 if piece.name.endswith(WEIGHT):
                     found[piece.name.removesuffix(WEIGHT)] = None
@@ -117,10 +126,8 @@ class StoredModel:
         return list(found)
 
     def _is_matrix_of_layer(self, name: str) -> bool:
-        if not name.endswith(WEIGHT) or len(self.checkpoint.tensors[name].shape) != 2:
-            return False
-        module = dict(self._model.named_modules()).get(name.removesuffix(WEIGHT))
-        return not isinstance(module, nn.Embedding)
+        is_matrix = name.endswith(WEIGHT) and len(self.checkpoint.tensors[name].shape) == 2
+        return is_matrix and name.removesuffix(WEIGHT) not in self._embeddings
 
     def tensor(self, name: str) -> Tensor:
         """A tensor of the files as it is."""

@@ -53,7 +53,8 @@ def exported_text(done: Exported) -> str:
 
 
 def _lines(done: Exported) -> Iterator[str]:
-    yield f"{done.format} in {done.folder}: {done.bytes_after} bytes of weights, {done.bytes_before} before"
+    after, before = done.bytes_after / 1e6, done.bytes_before / 1e6
+    yield f"{done.format} in {done.folder}: {after:.2f} MB of weights, {before:.2f} MB before"
     yield from (f"  {count} matrices: {group}" for group, count in done.groups.items())
     if done.readings:
         yield "\nRead by"

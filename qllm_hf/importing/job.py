@@ -42,6 +42,7 @@ class Job:
             self.targets[target.weight] = target
             for name in target.members:
                 self.layers[name] = stored[name].measured(entry.shape[-1], peer.stated(name))
+                self.layers[name].check_order(tensors)
             _check_members(target, entry, self.layers)
         specs = {weight: self.layers[target.members[0]].spec for weight, target in self.targets.items()}
         self.symmetric = all(layer.has_constant_zero_points(tensors) for layer in self.layers.values())

@@ -73,12 +73,10 @@ class Layer:
         """uint8 [O, I].
 
         Raises:
-            CheckpointError: its groups are not runs of neighbouring columns, or it holds no integers of its bits.
+            CheckpointError: it holds no integers of its bits.
         """
         with _naming(self.name):
-            found = self._parts(tensors)
-            self._check_order(found)
-            return self.layout.codes(found, self.form, self.length).contiguous()
+            return self.layout.codes(self._parts(tensors), self.form, self.length).contiguous()
 
     def scale(self, tensors: Tensors) -> Tensor:
         """[O, G] as stored. Raises CheckpointError if one is not finite."""
@@ -112,13 +110,17 @@ class Layer:
     def _parts(self, tensors: Tensors) -> dict[str, Tensor]:
         return {part: tensors[f"{self.name}.{part}"] for part in self.shapes}
 
-    def _check_order(self, found: Mapping[str, Tensor]) -> None:
-        order = found.get("g_idx", found.get("weight_g_idx"))
-        if order is None or self.form.groups <= 1:
+    def check_order(self, tensors: Tensors) -> None:
+        """Raises CheckpointError if its groups are not runs of neighbouring columns."""
+        part = next((part for part in ("g_idx", "weight_g_idx") if part in self.shapes), None)
+        if part is None or self.form.groups <= 1:
             return
         plain = torch.arange(self.length) // self.spec.group_size
-        if not torch.equal(order.to(torch.int64), plain):
-            raise CheckpointError("its groups are not runs of neighbouring columns (act order, desc_act=True)")
+        if not torch.equal(tensors[f"{self.name}.{part}"].to(torch.int64), plain):
+            raise CheckpointError(
+                f"{self.name}.{part}: its groups are not runs of neighbouring columns (act order, desc_act=True), "
+                "which our rows cannot say. Take a checkpoint with desc_act=False, or one with one group per channel."
+            )
 
 
 def find_layers(checkpoint: Checkpoint, peer: Peer) -> dict[str, Stored]:

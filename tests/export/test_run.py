@@ -19,6 +19,7 @@ from qllm_hf.loading import load_tokenizer, save_model
 
 pytest.importorskip("compressed_tensors")
 
+pytestmark = pytest.mark.filterwarnings("ignore:You passed `quantization_config`")  # it is meant
 PROMPT = "Once upon a time there was a"
 SYMMETRIC = {"w": 4, "w_symmetric": True, "w_group_size": 64}
 
@@ -32,10 +33,10 @@ def tokens() -> torch.Tensor:
 def packed(tmp_path):
     """Packs the reference model, or a model that is given, and returns its folder."""
 
-    def pack(model=None, dtype=torch.float32, name="packed", **options) -> Path:
+    def pack(model=None, dtype=torch.float32, name="packed", shards=None, **options) -> Path:
         loaded = load(model or reference_model(), QllmConfig(**options), dtype=dtype)
         tokenizer = load_tokenizer(reference_model()) if model is None else None
-        return save_model(loaded, tokenizer, tmp_path / name)
+        return save_model(loaded, tokenizer, tmp_path / name, max_shard_size=shards)
 
     return pack
 
@@ -81,7 +82,10 @@ def test_asymmetric_weights_in_a_model(packed, tmp_path, tokens, dtype):
 
 
 def test_symmetric_weights_of_several_schemes(packed, tmp_path, tokens):
-    folder = packed(w=3, w_symmetric=True, overrides={"*.down_proj": "W8", "layers.0.self_attn": "FP16"})
+    folder = packed(
+        shards="300KB", w=3, w_symmetric=True, overrides={"*.down_proj": "W8", "layers.0.self_attn": "FP16"}
+    )
+    assert len(list(folder.glob("*.safetensors"))) > 3, "parts of a weight may lie in several files"
     done = export_checkpoint(str(folder), tmp_path / "out")
     assert_same(reloaded(tmp_path / "out", dequantize=False), as_float(folder), tokens)
     assert sorted(done.groups.values()) == [5, 26]
@@ -148,6 +152,27 @@ def test_experts_are_stored_one_by_one(packed, tmp_path, family):
         export_checkpoint(str(experts), tmp_path / "none", reader="transformers")
 
 
+def test_layers_that_transformers_calls_otherwise(packed, tmp_path):
+    """GPT-NeoX's files say embed_out, its module is lm_head: both are named, so that neither reader packs it."""
+    float_model("gpt_neox").save_pretrained(tmp_path / "float")
+    folder = packed(tmp_path / "float", w=4, w_symmetric=True, w_group_size=4)
+    export_checkpoint(str(folder), tmp_path / "out")
+    ignored = json.loads((tmp_path / "out" / "config.json").read_text())["quantization_config"]["ignore"]
+    assert set(ignored) == {"embed_out", "lm_head"}
+    assert_same(reloaded(tmp_path / "out", dequantize=False), as_float(folder), torch.arange(3, 23).view(1, -1))
+
+
+def test_models_that_read_their_weights_themselves(packed, tmp_path):
+    float_model("mamba").save_pretrained(tmp_path / "float")
+    folder = packed(tmp_path / "float", w=4, w_symmetric=True, w_group_size=4)
+    done = export_checkpoint(str(folder), tmp_path / "out", reader="transformers")
+    assert (done.readings[TRANSFORMERS].outcome, done.readings[DEQUANTIZE].outcome) == ("no", "same")
+    tokens = torch.arange(3, 23).view(1, -1)
+    with pytest.raises(AttributeError, match="weight"):
+        reloaded(tmp_path / "out", dequantize=False)(tokens)
+    assert_same(reloaded(tmp_path / "out", dequantize=True), as_float(folder), tokens)
+
+
 def test_float_weights_of_every_shape(packed, tmp_path):
     for family in ("gpt2", "gpt_oss", "llama"):
         float_model(family).save_pretrained(tmp_path / family)
@@ -196,7 +221,9 @@ def test_whoever_has_to_read_it(packed, tmp_path):
         export_checkpoint(str(folder), tmp_path / "out", reader="vlm")
     with pytest.raises(ConfigError, match="Formats are compressed-tensors and float"):
         export_checkpoint(str(folder), tmp_path / "out", format="gguf")
-    export_checkpoint(str(folder), tmp_path / "out", reader="transformers")
+    done = export_checkpoint(str(folder), tmp_path / "out", reader="transformers")
+    assert "no reader quantizes the inputs" in done.lost[-1]
+    assert "--scheme W4g128A8 --a-symmetric" in done.lost[-1]
 
 
 def test_nothing_is_taken_for_whole_or_written_over(packed, tmp_path):

@@ -13,6 +13,8 @@ from tiny_models import float_model, prompt
 import qllm_hf
 from qllm_hf.importing.convert import import_checkpoint
 from qllm_hf.nn import PackedExperts, PackedLinear
+from qllm_hf.scheme import Spec
+from qllm_hf.uniform import fake_quantize
 
 # Few enough bytes for several files, and for layers whose tensors are in two of them.
 SHARD = 40_000
@@ -171,3 +173,19 @@ def test_compressed_tensors_own_files(tmp_path):
     import_checkpoint(tmp_path / "peer", tmp_path / "ours")
     theirs = load(tmp_path / "peer", CompressedTensorsConfig(dequantize=True))
     assert (logits(load(tmp_path / "ours")) - logits(theirs)).abs().max() < 1e-4
+
+
+def test_which_inputs_have_the_same_formula():
+    """Per token with zero points: every number is theirs. Without: nearly none is, so that is refused."""
+    pytest.importorskip("compressed_tensors", reason="needs compressed-tensors: pip install 'qllm-hf[test]'")
+    from compressed_tensors.quantization import QuantizationArgs
+    from compressed_tensors.quantization.lifecycle.forward import fake_quantize as theirs
+    from compressed_tensors.quantization.utils.helpers import compute_dynamic_scales_and_zp
+
+    x = torch.randn(4, 48, 256)
+    for symmetric in (False, True):
+        how = QuantizationArgs(num_bits=8, type="int", symmetric=symmetric, strategy="token", dynamic=True)
+        scale, zero_point = compute_dynamic_scales_and_zp(x, how, torch.nn.Identity())
+        expected = theirs(x=x, scale=scale, zero_point=zero_point, args=how)
+        off = (fake_quantize(x, Spec(8, -1, symmetric)) - expected).abs() > 1e-3 * scale
+        assert off.float().mean() > 0.9 if symmetric else not off.any()

@@ -112,6 +112,10 @@ def without_expert(tensors: Tensors) -> None:
         del tensors[name]
 
 
+def act_order(tensors: Tensors) -> None:
+    tensors[f"{LAYER}.g_idx"] = tensors[f"{LAYER}.g_idx"].flip(0)
+
+
 def spoil_scale(tensors: Tensors) -> None:
     tensors[f"{LAYER}.scales"][0, 0] = float("nan")
 
@@ -135,6 +139,7 @@ def with_part(part: str, value: float) -> Callable[[Tensors], None]:
         ("gptq symmetric", less("qweight", slice(7)), [LAYER, "no dense stream of 2, 3, 4, 8 bits"]),
         ("gptq symmetric", less("qweight", slice(None), slice(80)), [LAYER, "scales has the shape"]),
         ("gptq symmetric", spoil_scale, [LAYER, "NaN"]),
+        ("gptq symmetric", act_order, [f"{LAYER}.g_idx", "desc_act=False"]),
         ("gptq symmetric", with_part("rotation", 1.0), [f"{LAYER}.rotation", "not known"]),
         ("gptq symmetric", with_part("bias", 1.0), [f"{LAYER}.bias"]),
         ("awq", less("qweight", slice(60)), [LAYER, "qweight has the shape [60, 11], and [64, 11]"]),

@@ -15,6 +15,7 @@ from qllm_hf.cli import as_argparse
 from qllm_hf.cli.bench import bench
 from qllm_hf.cli.card import card
 from qllm_hf.cli.evaluate import evaluate
+from qllm_hf.cli.export import export
 from qllm_hf.cli.import_ import import_
 from qllm_hf.cli.info import info
 from qllm_hf.cli.merge import merge
@@ -39,6 +40,7 @@ COMMANDS: tuple[tuple[Callable[..., None], str], ...] = (
     (bench, "Measure how fast schemes run here."),
     (card, "Write the card of a quantized model."),
     (push, "Push a quantized model with its evidence to the Hub."),
+    (export, "Write a quantized model in another format."),
     (tasks, "List what can be measured."),
     (info, "Say what a model is, or what a scheme would make of it."),
 )
