@@ -10,6 +10,8 @@ import typer
 from . import options
 from .output import UsageError, answer, answering
 
+GGUF = "gguf"
+
 
 def export(
     model: Annotated[
@@ -18,10 +20,13 @@ def export(
     ] = None,
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", metavar="DIR", help="Folder to write; by default beside the model."),
+        typer.Option("--output", "-o", metavar="DIR", help="Folder (gguf: file) to write; else beside the model."),
     ] = None,
     format: Annotated[
-        str, typer.Option("--format", metavar="NAME", help="compressed-tensors, or float: ordinary weights.")
+        str,
+        typer.Option(
+            "--format", metavar="NAME", help="compressed-tensors; gguf, for llama.cpp; float: ordinary weights."
+        ),
     ] = "compressed-tensors",
     reader: Annotated[
         str | None,
@@ -37,12 +42,13 @@ def export(
 ) -> None:
     """Write a quantized model in another format, bit for bit the same weights.
 
-    compressed-tensors is what vLLM and transformers read. What it cannot say, and what no reader takes, is refused with
+    compressed-tensors is what vLLM and transformers read, gguf what llama.cpp reads. What it cannot say, and what no reader takes, is refused with
     the nearest that works. The model is never in memory: one tensor is read and written at a time.
 
     \b
     Examples:
       qllm-hf export model-w4kv8 -o model-w4kv8-vllm --for vllm
+      qllm-hf export model-w4 --format gguf -o model-w4.gguf
       qllm-hf export model-w4 --format float -o model-w4-float
       qllm-hf export --readers
     """
@@ -54,6 +60,16 @@ def export(
             return
         if model is None:
             raise UsageError("say which model: qllm-hf export DIR, or --readers for the table of readers.")
+
+        if format == GGUF:
+            if reader is not None:
+                raise UsageError("--for chooses among readers of compressed-tensors; gguf is for llama.cpp.")
+            from ..export.gguf import export_gguf, gguf_dict, gguf_text
+
+            file = output or Path(model).expanduser().absolute().with_name(f"{Path(model).name}.gguf")
+            written = export_gguf(model, file, overwrite=overwrite, trust_remote_code=trust_remote_code)
+            answer(gguf_dict(written), gguf_text(written), as_json=as_json)
+            return
 
         from tqdm.auto import tqdm
 

@@ -7,6 +7,7 @@ processor it rounds the input of each product to 8 bits in blocks of 32, so logi
 
 from __future__ import annotations
 
+import shlex
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -47,6 +48,26 @@ class ExportedGguf:
     blocks: dict[str, int]
     vocabulary: Kind
     bytes: int
+
+
+def gguf_dict(done: ExportedGguf) -> dict[str, Any]:
+    """An export as JSON holds it."""
+    return {"output": str(done.file), "format": "gguf", "blocks": done.blocks, "vocabulary": done.vocabulary} | {
+        "bytes_after": done.bytes
+    }
+
+
+def gguf_text(done: ExportedGguf) -> str:
+    """An export in lines: what was written, and how to run it."""
+    lines = [f"gguf in {done.file}: {done.bytes / 1e6:.2f} MB"]
+    lines += [f"  {count} weights: {kind}" for kind, count in done.blocks.items()]
+    if done.vocabulary == "none":
+        lines.append(
+            "\nllama.cpp has no name for how this tokenizer cuts text: the file takes and gives numbers of tokens."
+        )
+    else:
+        lines.append(f"\nRun\n  llama-cli -m {shlex.quote(str(done.file))}")
+    return "\n".join(lines)
 
 
 class _Tensor(NamedTuple):

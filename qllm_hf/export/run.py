@@ -81,7 +81,11 @@ def export_checkpoint(
         ConfigError: there is no such format or reader.
     """
     if format not in FORMATS:
-        raise ConfigError(f"format={format!r}.{did_you_mean(format, FORMATS)} Formats are {' and '.join(FORMATS)}.")
+        known = (*FORMATS, "gguf")
+        raise ConfigError(
+            f"format={format!r}.{did_you_mean(format, known)} Formats are {', '.join(FORMATS)}, and gguf, which is one "
+            "file (qllm_hf.export.gguf.export_gguf)."
+        )
     check_output(out_dir, overwrite=overwrite)
     folder = local_folder(source)
     if folder is not None and folder.resolve() == out_dir.expanduser().resolve():

@@ -45,6 +45,19 @@ def test_writes_beside_the_model_by_default(packed):
     assert "not empty" in run(packed, "--format", "float", "-q", code=1).stderr
 
 
+def test_writes_a_file_for_llama_cpp(tmp_path):
+    pytest.importorskip("gguf", reason="needs `pip install 'qllm-hf[gguf]'`")
+    model, file = tmp_path / "model", tmp_path / "model.gguf"
+    words = ["quantize", "reference", "--scheme", "W4g32", "--w-symmetric", "-o", str(model), "--quiet"]
+    assert CliRunner().invoke(app, words).exit_code == 0
+    data = json.loads(run(model, "--format", "gguf", "--json").stdout)
+    assert (data["output"], data["bytes_after"]) == (str(file), file.stat().st_size)
+    assert "Q4_0" in data["blocks"]
+    assert f"gguf in {file}" in run(model, "--format", "gguf", "--overwrite").stdout
+    assert "exists. Give another file" in run(model, "--format", "gguf", code=1).stderr
+    assert "--for chooses among readers" in run(model, "--format", "gguf", "--for", "vllm", code=2).stderr
+
+
 def test_prints_the_table_of_readers():
     text = run("--readers").stdout
     assert all(words in text for words in (*READERS, *TABLE))

@@ -219,7 +219,7 @@ def test_whoever_has_to_read_it(packed, tmp_path):
         export_checkpoint(str(folder), tmp_path / "out", reader="vllm")
     with pytest.raises(ConfigError, match="Did you mean 'vllm'"):
         export_checkpoint(str(folder), tmp_path / "out", reader="vlm")
-    with pytest.raises(ConfigError, match="Formats are compressed-tensors and float"):
+    with pytest.raises(ConfigError, match="Formats are compressed-tensors, float, and gguf, which is one file"):
         export_checkpoint(str(folder), tmp_path / "out", format="gguf")
     done = export_checkpoint(str(folder), tmp_path / "out", reader="transformers")
     assert "no reader quantizes the inputs" in done.lost[-1]
