@@ -42,8 +42,9 @@ def export(
 ) -> None:
     """Write a quantized model in another format, bit for bit the same weights.
 
-    compressed-tensors is what vLLM and transformers read, gguf what llama.cpp reads. What it cannot say, and what no reader takes, is refused with
-    the nearest that works. The model is never in memory: one tensor is read and written at a time.
+    compressed-tensors is what vLLM and transformers read, gguf what llama.cpp reads. What a format cannot say, and what
+    no reader takes, is refused with the nearest that works. The model is never in memory: one tensor is read and
+    written at a time.
 
     \b
     Examples:
