@@ -71,9 +71,9 @@ def group_of(entry: Entry) -> Group:
     assert spec is not None
     if entry.input_scale:
         raise ModelError(
-            f"{entry.module} multiplies its input by a stored vector (method awq wrote one), which compressed-tensors "
-            f"cannot say. Quantize with that layer's scale left alone, or keep the layer: --keep {entry.module!r}; or "
-            "export --format float, which multiplies the vector into the weight."
+            f"{entry.module} multiplies its input by a stored vector, as method awq writes it behind GELU, and "
+            f"compressed-tensors cannot say that. Quantize with --method gptq, or keep the layer: --keep "
+            f"{entry.module!r}; or export --format float, which multiplies the vector into the weight."
         )
     grouped = 0 < spec.group_size < length
     if grouped and length % spec.group_size:

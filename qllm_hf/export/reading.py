@@ -111,6 +111,8 @@ def _rows(weights: Sequence[StoredWeight], groups: Sequence[Group], kept: Collec
         if weight.entry.kind == "conv1d":
             yield "Conv1D"
         yield _row(group)
+        if group.a_bits and group.format != INT_QUANTIZED and group.bits != 4:
+            yield _weights_row(group)  # its kernels have to take these weights as well
     if len(dense) > 1 or len(of_experts) > 1:
         yield "layers of different schemes"
     if _siblings_differ(by_module):
@@ -125,6 +127,10 @@ def _row(group: Group) -> str:
         kind = "symmetric" if group.a_symmetric else "asymmetric"
         known = group.a_bits == 8 or (group.a_bits == 4 and group.a_symmetric)
         return f"{_symmetry(group)} weights with {f'A{group.a_bits} {kind}' if known else 'other inputs'}"
+    return _weights_row(group)
+
+
+def _weights_row(group: Group) -> str:
     bits = f"W{group.bits}" if group.bits in (4, 8) else "W2 W3 W5 W6 W7"
     return f"{bits} {_symmetry(group)}"
 

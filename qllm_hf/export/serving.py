@@ -10,7 +10,9 @@ from ..scheme import FLOAT_BITS, Scheme
 KV_CACHE_DTYPES = {4: "int4_per_token_head", 8: "int8_per_token_head"}
 """Bits of keys and values -> vLLM's name for integers of these bits with a scale for each token and head.
 
-Source: vLLM 0.32, `config/cache.py`. Written by its Triton attention, so on GPUs; its CPU attention has none of them.
+8 bits are symmetric there; 4 bits are asymmetric, of keys and values turned by a Hadamard matrix.
+Only vLLM's Triton attention, for GPUs, knows them: on a processor the option is accepted, and what is generated has
+nothing to do with the prompt. Source: vLLM 0.32, `config/cache.py` and `v1/kv_cache_interface.py`.
 """
 
 
@@ -29,7 +31,8 @@ def lost_words(config: QllmConfig, *, is_float: bool) -> Iterator[str]:
     if scheme.kv != FLOAT_BITS:
         yield (
             f"keys and values are not quantized: no checkpoint format can say KV{scheme.kv} with a grid for each token "
-            "and head; vLLM takes it from its command line, with grids of its own"
+            "and head. vLLM has it on its command line, with grids of its own, for GPUs only: on a processor it takes "
+            "the option and computes something else"
         )
     if scheme.kv_rotate_keys:
         yield "keys are not turned before they are quantized"

@@ -3,6 +3,7 @@
 from itertools import product
 
 import pytest
+from result_tables import rows
 
 from qllm_hf.errors import ModelError
 from qllm_hf.export.groups import Group, group_of, quantization_config
@@ -44,6 +45,32 @@ def test_every_scheme_has_a_row():
         # transformers takes no zero points packed, and without packing it does not quantize inputs
         assert (found[TRANSFORMERS].outcome == "no") == (not symmetric)
         assert found[DEQUANTIZE].outcome == ("weights" if a_bits else "same")
+
+
+def test_the_table_says_what_was_measured():
+    """Every checkpoint of benchmarks/export.py, in every reader that it was given to."""
+    columns = {TRANSFORMERS: "default", DEQUANTIZE: "dequantize", VLLM_CPU: "vllm"}
+    measured = rows("export")
+    assert len(measured) > 100
+    for row in measured:
+        size, a_bits = int(row["w_group_size"]), int(row["a"])
+        group = Group(
+            int(row["w"]),
+            row["w_symmetric"] == "True",
+            size if size > 0 else None,
+            a_bits if a_bits < 16 else None,
+            row["a_symmetric"] == "True",
+        )
+        found = of(("0.o_proj", group))
+        for reader, column in columns.items():
+            if reader == VLLM_CPU and row["dtype"] == "float32" and group.bits == 4:
+                continue  # as its note says
+            failed = row[column].startswith("error")
+            assert failed == (found[reader].outcome == "no"), (reader, str(group), row["dtype"])
+            assert found[reader].known == "ran"
+        assert float(row["max_dw"]) == float(row["dequantize"]) == float(row["float_export"]) == 0
+        if found[TRANSFORMERS].outcome == "same":
+            assert float(row["default"]) == 0
 
 
 def test_the_worst_row_counts():

@@ -21,7 +21,7 @@ def row_as_integer(words: torch.Tensor) -> int:
     return sum((int(word) & 0xFFFFFFFF) << (32 * place) for place, word in enumerate(words))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(
     bits=st.sampled_from(ALL_BITS),
     length=st.integers(0, 300),
