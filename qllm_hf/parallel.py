@@ -41,6 +41,7 @@ ROWS = ("colwise", "colwise_rep", "colwise_gather_output", "packed_colwise")
 COLUMNS = ("rowwise", "rowwise_rep", "rowwise_split_input")
 # Projections whose output is heads, and what says how many: each process needs whole ones.
 HEADS = {"q_proj": "num_attention_heads", "k_proj": "num_key_value_heads", "v_proj": "num_key_value_heads"}
+OTHER_KINDS = ("fsdp_size", "dp_replicate_size", "ep_size", "pp_size")
 LARGEST_SIZE = 64
 
 
@@ -96,10 +97,11 @@ def check_parallel(model: PreTrainedModel, plan: Plan, *, pre_quantized: bool, p
     Raises:
         ModelError: it cannot be cut so, or not before it is quantized.
     """
-    if any((getattr(_distributed(model), name, None) or 1) > 1 for name in ("fsdp_size", "dp_replicate_size")):
+    others = [name for name in OTHER_KINDS if int(getattr(_distributed(model), name, None) or 1) > 1]
+    if others:
         raise ModelError(
-            "FSDP cuts floating-point parameters to train them, and packed weights are integers. Use tensor "
-            "parallelism alone, DistributedConfig(tp_size=N), or load a copy in each process."
+            f"{others[0]}={getattr(_distributed(model), others[0])}: packed weights can be cut by tensor parallelism "
+            "alone, DistributedConfig(tp_size=N). FSDP, expert and pipeline parallelism are for floating-point models."
         )
     size = tensor_parallel_size(model)
     if size == 1:

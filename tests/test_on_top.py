@@ -181,3 +181,18 @@ def test_compiled_scoring():
     torch._dynamo.reset()
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     assert (compiled(ids, use_cache=False).logits - expected).abs().max() < 1e-5
+
+
+@pytest.mark.slow
+@torch.no_grad()
+def test_compiled_adapters(lora):
+    import peft
+
+    model, ids = peft.get_peft_model(quantized("llama"), lora).eval(), prompt("llama")
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            parameter.normal_(std=0.05)
+    expected = model(input_ids=ids, use_cache=False).logits
+    torch._dynamo.reset()
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    assert (compiled(input_ids=ids, use_cache=False).logits - expected).abs().max() < 1e-5

@@ -93,7 +93,11 @@ REFUSED = {
     "groups": ({"size": 2, "path": "llama", "config": {"w": 4}}, "w_group_size=32 would fit"),
     "heads": ({"size": 4, "path": "llama", "config": {"w": 4, "w_group_size": 16}}, "2 heads"),
     "stored": ({"size": 4, "path": "biased-w4a8"}, "Sizes that work: 1, 2."),
-    "fsdp": ({"size": 2, "path": "llama", "config": {"w": 4}, "distributed": {"tp_size": 1, "fsdp_size": 2}}, "FSDP"),
+    "fsdp": (
+        {"size": 2, "path": "llama", "config": {"w": 4}, "distributed": {"tp_size": 1, "fsdp_size": 2}},
+        "fsdp_size=2",
+    ),
+    "experts": ({"size": 2, "path": "mixtral", "config": SCHEMES["w4"], "distributed": {"ep_size": 2}}, "ep_size=2"),
     "no plan": ({"size": 2, "path": "opt", "config": SCHEMES["w4"]}, "no plan to cut opt"),
     "method": (
         {"size": 2, "path": "llama", "config": {"w": 4, "method": "awq", "calibration": "curriculum", **G32}},
