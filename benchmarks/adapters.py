@@ -2,8 +2,8 @@
 
     python benchmarks/adapters.py STORIES_MODEL STORIES_JSONL
 
-STORIES_MODEL is a trained Llama of 260K parameters, STORIES_JSONL stories of the kind it was trained on, of which the
-first words are given another order. Each scheme trains the same adapters on the same text for 30 steps.
+STORIES_MODEL is a trained Llama of 260K parameters, STORIES_JSONL stories of the kind it was trained on. They are given
+to it in capital letters, which it has not seen. Each scheme trains the same adapters on the same text for 30 steps.
 """
 
 from __future__ import annotations

@@ -138,7 +138,7 @@ def whole_parameters(model: PreTrainedModel, cuts: list[Cut], *, pre_quantized: 
             whole += [name + SUFFIXES["scale"], name + SUFFIXES["zero_point"]]
         if entry.input_scale and not along_columns:
             whole.append(f"{numberless(entry.module)}.input_scale")
-        if pre_quantized and along_columns and _is_inside_block(entry.shape[-1], size, entry.weight.bits):
+        if pre_quantized and along_columns and is_inside_block(entry.shape[-1], size, entry.weight.bits):
             whole.append(name + SUFFIXES["words"])
     return dict.fromkeys(whole, WHOLE)
 
@@ -193,7 +193,7 @@ def whole_words(model: PreTrainedModel) -> dict[str, Tensor]:
             if not hasattr(words, "placements"):
                 continue
             whole, parts = _gathered(words), module.row_parts.get(name, 1)
-            if _is_inside_block(length, parts, spec.bits):
+            if is_inside_block(length, parts, spec.bits):
                 pieces = (unpack(piece, spec.bits, length // parts) for piece in whole.chunk(parts, -1))
                 whole = pack(torch.cat(list(pieces), -1), spec.bits)
             found[f"{prefix}.{name}{SUFFIXES['words']}"] = whole
@@ -273,7 +273,7 @@ def _one_scale(entry: Entry, along_columns: bool) -> bool:
     return size == PER_TENSOR or (along_columns and group_count(entry.shape[-1], size) == 1)
 
 
-def _is_inside_block(length: int, parts: int, bits: int) -> bool:
+def is_inside_block(length: int, parts: int, bits: int) -> bool:
     """Whether rows of words, cut in so many parts, would not be rows of words; 8-bit codes lie in their order."""
     return parts > 1 and bits != 8 and (length // parts) % BLOCK != 0
 
