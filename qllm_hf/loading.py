@@ -196,7 +196,15 @@ def load_model(
     with warnings.catch_warnings():
         # said for each packed checkpoint that is given a config; the quantizer checks what may change
         warnings.filterwarnings("ignore", message="You passed `quantization_config`")
-        return load_whole(name_or_path, dtype=dtype, trust_remote_code=trust_remote_code, **options)
+        try:
+            return load_whole(name_or_path, dtype=dtype, trust_remote_code=trust_remote_code, **options)
+        except ValueError as error:
+            if offload_folder is not None or "offload_folder" not in str(error):
+                raise
+            raise ModelError(
+                "not all weights fit into the memory of the devices. Give a folder for the rest, --offload-folder DIR "
+                "(in Python: offload_folder=DIR), or more --max-memory."
+            ) from error
 
 
 def load_whole(name_or_path: str, **options: Any) -> PreTrainedModel:

@@ -41,6 +41,7 @@ ROWS = ("colwise", "colwise_rep", "colwise_gather_output", "packed_colwise")
 COLUMNS = ("rowwise", "rowwise_rep", "rowwise_split_input")
 # Projections whose output is heads, and what says how many: each process needs whole ones.
 HEADS = {"q_proj": "num_attention_heads", "k_proj": "num_key_value_heads", "v_proj": "num_key_value_heads"}
+OTHER_KINDS = ("fsdp_size", "dp_replicate_size", "ep_size", "pp_size")
 LARGEST_SIZE = 64
 
 
@@ -96,10 +97,11 @@ def check_parallel(model: PreTrainedModel, plan: Plan, *, pre_quantized: bool, p
     Raises:
         ModelError: it cannot be cut so, or not before it is quantized.
     """
-    if any((getattr(_distributed(model), name, None) or 1) > 1 for name in ("fsdp_size", "dp_replicate_size")):
+    others = [name for name in OTHER_KINDS if int(getattr(_distributed(model), name, None) or 1) > 1]
+    if others:
         raise ModelError(
-            "FSDP cuts floating-point parameters to train them, and packed weights are integers. Use tensor "
-            "parallelism alone, DistributedConfig(tp_size=N), or load a copy in each process."
+            f"{others[0]}={getattr(_distributed(model), others[0])}: packed weights can be cut by tensor parallelism "
+            "alone, DistributedConfig(tp_size=N). FSDP, expert and pipeline parallelism are for floating-point models."
         )
     size = tensor_parallel_size(model)
     if size == 1:
@@ -136,7 +138,7 @@ def whole_parameters(model: PreTrainedModel, cuts: list[Cut], *, pre_quantized: 
             whole += [name + SUFFIXES["scale"], name + SUFFIXES["zero_point"]]
         if entry.input_scale and not along_columns:
             whole.append(f"{numberless(entry.module)}.input_scale")
-        if pre_quantized and along_columns and _is_inside_block(entry.shape[-1], size, entry.weight.bits):
+        if pre_quantized and along_columns and is_inside_block(entry.shape[-1], size, entry.weight.bits):
             whole.append(name + SUFFIXES["words"])
     return dict.fromkeys(whole, WHOLE)
 
@@ -191,7 +193,7 @@ def whole_words(model: PreTrainedModel) -> dict[str, Tensor]:
             if not hasattr(words, "placements"):
                 continue
             whole, parts = _gathered(words), module.row_parts.get(name, 1)
-            if _is_inside_block(length, parts, spec.bits):
+            if is_inside_block(length, parts, spec.bits):
                 pieces = (unpack(piece, spec.bits, length // parts) for piece in whole.chunk(parts, -1))
                 whole = pack(torch.cat(list(pieces), -1), spec.bits)
             found[f"{prefix}.{name}{SUFFIXES['words']}"] = whole
@@ -271,7 +273,7 @@ def _one_scale(entry: Entry, along_columns: bool) -> bool:
     return size == PER_TENSOR or (along_columns and group_count(entry.shape[-1], size) == 1)
 
 
-def _is_inside_block(length: int, parts: int, bits: int) -> bool:
+def is_inside_block(length: int, parts: int, bits: int) -> bool:
     """Whether rows of words, cut in so many parts, would not be rows of words; 8-bit codes lie in their order."""
     return parts > 1 and bits != 8 and (length // parts) % BLOCK != 0
 

@@ -109,9 +109,10 @@ def in_group(cases, folder, size):
                 os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
                 code = 1
                 try:
-                    store = dist.FileStore(f"{meeting}/store", size)
-                    dist.init_process_group("gloo", store=store, rank=rank, world_size=size)
-                    for case in sorted(cases, key=lambda case: "command" in case):  # which ends by leaving the group
+                    for number, case in enumerate(cases):
+                        if not dist.is_initialized():  # commands leave the group when they are done
+                            store = dist.FileStore(f"{meeting}/{number}", size)
+                            dist.init_process_group("gloo", store=store, rank=rank, world_size=size)
                         run(case, folder, rank)
                     code = 0
                 except BaseException:

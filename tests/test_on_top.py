@@ -1,5 +1,6 @@
 """What other libraries put on top of a packed model: adapters, compilation."""
 
+import adapters
 import pytest
 import torch
 from tiny_models import float_model, on_one_thread, prompt
@@ -101,6 +102,46 @@ def test_preparation_for_training_leaves_codes_alone(lora):
     assert layer.lora_B["default"].weight.grad.abs().max() > 0
 
 
+@pytest.mark.parametrize(("scheme", "checkpointing"), [("W4", False), ("W4A8KV4", False), ("W4A8KV4", True)])
+def test_adapters_learn_real_text_on_a_trained_model(scheme, checkpointing, stories, shared):
+    """Stories in capital letters, through every linear layer; what was packed keeps its hash."""
+    pytest.importorskip("peft")
+    data = adapters.batches(str(stories), shared / "data" / "basic_nlp" / "tinystories.jsonl")
+    found = adapters.train(str(stories), scheme, data[:12, :4, :64], checkpointing=checkpointing)
+    assert found["loss_last"] < found["loss_first"] - 1
+    assert found["base_unchanged"]
+    assert found["reloaded_max_logit_difference"] == 0
+
+
+def test_gradients_pass_through_rounded_activations_keys_and_values(stories, lora):
+    """Rounding is flat almost everywhere: without the straight-through estimator adapters would learn nothing."""
+    import peft
+
+    def gradient(scheme):
+        torch.manual_seed(0)
+        model = peft.get_peft_model(adapters.load(str(stories), scheme), lora).train()
+        ids = torch.arange(3, 35)[None]
+        model(input_ids=ids, labels=ids, use_cache=False).loss.backward()
+        found = {name: p.grad.flatten() for name, p in model.named_parameters() if "lora_B" in name}
+        assert all(grad.abs().max() > 0 for grad in found.values())
+        return torch.cat(list(found.values()))
+
+    exact = gradient("W4")
+    for scheme in ("W4A8", "W4KV4", "W4A8KV4"):
+        assert torch.cosine_similarity(gradient(scheme), exact, 0) > 0.95, scheme
+
+
+def test_preparation_for_training_keeps_the_numbers(stories):
+    """peft turns scales into float32 with everything else: the same numbers, in more bytes."""
+    peft = pytest.importorskip("peft")
+    model = adapters.load(str(stories), "W4").to(torch.bfloat16)
+    before = {name: m.float_matrix() for name, m in model.named_modules() if isinstance(m, PackedLinear)}
+    peft.prepare_model_for_kbit_training(model)
+    after = {name: m.float_matrix() for name, m in model.named_modules() if isinstance(m, PackedLinear)}
+    assert {tensor.dtype for tensor in after.values()} == {torch.float32}
+    assert all(torch.equal(after[name].to(torch.bfloat16), tensor) for name, tensor in before.items())
+
+
 # --- compilation
 
 
@@ -140,3 +181,18 @@ def test_compiled_scoring():
     torch._dynamo.reset()
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     assert (compiled(ids, use_cache=False).logits - expected).abs().max() < 1e-5
+
+
+@pytest.mark.slow
+@torch.no_grad()
+def test_compiled_adapters(lora):
+    import peft
+
+    model, ids = peft.get_peft_model(quantized("llama"), lora).eval(), prompt("llama")
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            parameter.normal_(std=0.05)
+    expected = model(input_ids=ids, use_cache=False).logits
+    torch._dynamo.reset()
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    assert (compiled(input_ids=ids, use_cache=False).logits - expected).abs().max() < 1e-5

@@ -23,7 +23,6 @@ from qllm_hf import QllmConfig
 from qllm_hf.builtin import BUILTIN, REFERENCE
 from qllm_hf.cli.main import app
 
-pytestmark = pytest.mark.oldest
 _one_thread = pytest.fixture(autouse=True, scope="module")(on_one_thread)
 
 # 192 / 2 = 96 = 3 groups of 32, inside a block of 128; 64 / 2 = 32 is one group
@@ -94,7 +93,11 @@ REFUSED = {
     "groups": ({"size": 2, "path": "llama", "config": {"w": 4}}, "w_group_size=32 would fit"),
     "heads": ({"size": 4, "path": "llama", "config": {"w": 4, "w_group_size": 16}}, "2 heads"),
     "stored": ({"size": 4, "path": "biased-w4a8"}, "Sizes that work: 1, 2."),
-    "fsdp": ({"size": 2, "path": "llama", "config": {"w": 4}, "distributed": {"tp_size": 1, "fsdp_size": 2}}, "FSDP"),
+    "fsdp": (
+        {"size": 2, "path": "llama", "config": {"w": 4}, "distributed": {"tp_size": 1, "fsdp_size": 2}},
+        "fsdp_size=2",
+    ),
+    "experts": ({"size": 2, "path": "mixtral", "config": SCHEMES["w4"], "distributed": {"ep_size": 2}}, "ep_size=2"),
     "no plan": ({"size": 2, "path": "opt", "config": SCHEMES["w4"]}, "no plan to cut opt"),
     "method": (
         {"size": 2, "path": "llama", "config": {"w": 4, "method": "awq", "calibration": "curriculum", **G32}},
@@ -105,6 +108,8 @@ REFUSED = {
 
 
 COMMAND = (REFERENCE, "Once", "--scheme", "W4g64KV8", "--max-new-tokens", "4", "--json", "--quiet")
+
+QUESTIONS = (REFERENCE, "--scheme", "W4g64", "--tasks", "mini_cloze,mini_arithmetic", "--limit", "4", "--json", "-q")
 
 
 def float_path(folder, family):
@@ -146,7 +151,9 @@ def folder(tmp_path_factory):
         cases.append({"name": case.name, "size": case.size, "save": f"{case.name}-saved", **asked})
     for name, (asked, _) in REFUSED.items():
         cases.append({"name": name, "ids": [[5, 6]], **asked, "path": str(root / asked["path"])})
-    cases.append({"name": "command", "size": 2, "command": ["generate", *COMMAND, "--tensor-parallel"]})
+    cases.append({"name": "evaluate-alone", "size": 1, "command": ["evaluate", *QUESTIONS, "-o", str(root / "alone")]})
+    cases.append({"name": "evaluate", "size": 2, "command": ["evaluate", *QUESTIONS, "-o", str(root / "two"), "--tp"]})
+    cases.append({"name": "generate", "size": 2, "command": ["generate", *COMMAND, "--tensor-parallel"]})
     (root / "cases.json").write_text(json.dumps(cases))
     done = subprocess.run(
         [sys.executable, parallel_ranks.__file__, str(root)], capture_output=True, text=True, timeout=240, check=False
@@ -216,13 +223,30 @@ def test_what_cannot_be_cut_is_refused_before_loading(folder, name):
         assert "_process_model_before_weight_loading" in numbers["trace"], "weights were read first"
 
 
-def test_the_command_line_speaks_once(folder):
-    first, second = (json.loads((folder / f"command-{rank}.json").read_text()) for rank in range(2))
-    assert (first["code"], second["code"]) == (0, 0), first["err"]
-    assert (second["out"], second["err"]) == ("", "")
-    said = json.loads(first["out"])
-    assert said["processes"] == 2
-    assert said["weight_bytes"] / 2 < said["weight_bytes_here"] < said["weight_bytes"]
+def said(folder, name):
+    first, *others = (json.loads(path.read_text()) for path in sorted(folder.glob(f"{name}-[0-9].json")))
+    assert first["code"] == 0, first["err"]
+    assert all((other["code"], other["out"], other["err"]) == (0, "", "") for other in others), "they all speak"
+    return json.loads(first["out"])
+
+
+def test_generate_on_the_command_line(folder):
+    found = said(folder, "generate")
+    assert found["processes"] == 2
+    assert found["weight_bytes"] / 2 < found["weight_bytes_here"] < found["weight_bytes"]
+
+
+def test_evaluate_on_the_command_line(folder):
+    """All processes answer all questions, the first one writes."""
+    pytest.importorskip("lm_eval")
+    together, alone = (
+        {record["task"]: (record["value"], record["items"]) for record in said(folder, name)["records"]}
+        for name in ("evaluate", "evaluate-alone")
+    )
+    assert together == alone
+    assert len(together) == 2
+    lines = [(folder / name / "records.jsonl").read_text().splitlines() for name in ("alone", "two")]
+    assert len(lines[0]) == len(lines[1])
 
 
 def test_one_process_is_too_few():
