@@ -14,7 +14,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import export_tables
 import kernel_tables
+import scaling_tables
 from result_tables import rows, table
 
 from qllm_hf.evaluation.record import Record, ability_scores
@@ -329,6 +331,16 @@ FILES: dict[Path, dict[str, Callable[[], str]]] = {
         "invariance": invariance,
         "methods": methods,
         "peers": peers,
+    },
+    REPO / "docs" / "exchange.md": {
+        "export_readers": export_tables.readers,
+        "export_measured": export_tables.measured,
+    },
+    REPO / "docs" / "scaling.md": {
+        "serving": scaling_tables.serving,
+        "parallel": scaling_tables.parallel,
+        "offload": scaling_tables.offload,
+        "adapters": scaling_tables.adapters,
     },
     MODEL / "README.md": {"training": training, "tasks": tasks},
 }

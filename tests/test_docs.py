@@ -20,6 +20,7 @@ README = REPO / "README.md"
 PAGES = {
     README: {"python", "bash"},
     REPO / "docs" / "choosing.md": {"python", "bash"},
+    REPO / "docs" / "exchange.md": {"python", "bash"},
     REPO / "docs" / "evaluation.md": {"python"},
     REPO / "docs" / "methods.md": {"python", "bash"},
 }
