@@ -1,4 +1,4 @@
-"""The tables of what runs beyond one process: servers, cut models, models of which a part is on disk, adapters, jobs."""
+"""The tables of what runs beyond one process: servers, cut models, models with a part on disk, adapters."""
 
 from __future__ import annotations
 
@@ -65,4 +65,5 @@ def adapters() -> str:
         + [row["base_unchanged"], row["reloaded_max_logit_difference"]]
         for row in rows("adapters")
     ]
-    return table(["scheme", "loss of the first steps", "of the last", "base unchanged", "difference when reloaded"], lines)
+    header = ["scheme", "loss of the first steps", "of the last", "base unchanged", "difference when reloaded"]
+    return table(header, lines)

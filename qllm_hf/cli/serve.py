@@ -34,6 +34,8 @@ def serve(
     quantize_head: options.QuantizeHead = False,
     dtype: options.DtypeOption = options.Dtype.auto,
     device_map: options.DeviceMap = None,
+    max_memory: options.MaxMemory = None,
+    offload_folder: options.OffloadFolder = None,
     trust_remote_code: options.TrustRemoteCode = False,
     quiet: options.Quiet = False,
     debug: options.Debug = False,
@@ -50,6 +52,7 @@ def serve(
       qllm-hf serve model-w4kv8 --continuous-batching --cache-tokens 65536
     """
     with answering(quiet=quiet, debug=debug):
+        where = options.placing(device_map, max_memory, offload_folder)
         config = options.make_config(scheme, keep, override, quantize_head=quantize_head)
 
         from ..serving.limits import Limits
@@ -67,8 +70,8 @@ def serve(
             engine=Engine(batched=batched, cache_tokens=cache_tokens, compiled=compiled, seed=seed),
             limits=Limits(requests=max_requests),
             dtype=dtype.value,
-            device_map=device_map,
             trust_remote_code=trust_remote_code,
+            **where,
         )
         if quiet:
             hush(server)

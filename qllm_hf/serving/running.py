@@ -32,11 +32,13 @@ def load_server(
     name: str | None = None,
     engine: Engine | None = None,
     limits: Limits | None = None,
-    dtype: str = "auto",
-    device_map: str | None = None,
     trust_remote_code: bool = False,
+    **loading: Any,
 ) -> tuple[Any, str]:
     """A `uvicorn.Server` with the model loaded, not running yet, and the model's name there.
+
+    Args:
+        loading: dtype, and where weights go, as options of `load_model`.
 
     Raises:
         CheckpointError, ModelError, ConfigError: as `load_model`.
@@ -44,9 +46,7 @@ def load_server(
     """
     local_folder(name_or_path)  # what is no model at all is said first
     tokenizer = load_tokenizer(name_or_path, trust_remote_code=trust_remote_code)
-    model = load_model(
-        name_or_path, config, dtype=dtype, device_map=device_map, trust_remote_code=trust_remote_code
-    ).eval()
+    model = load_model(name_or_path, config, trust_remote_code=trust_remote_code, **loading).eval()
     served = name or name_of(name_or_path)
     return make_server(model, tokenizer, served, engine, limits), served
 
