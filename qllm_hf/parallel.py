@@ -125,7 +125,7 @@ def mark_cuts_(model: PreTrainedModel, cuts: list[Cut]) -> None:
         module = model.get_submodule(entry.module)
         assert isinstance(module, PackedModule)
         if along_columns:
-            module.row_parts = {**module.row_parts, _own_name(entry): tensor_parallel_size(model)}
+            module.row_parts = {**(module.row_parts or {}), _own_name(entry): tensor_parallel_size(model)}
 
 
 def whole_parameters(model: PreTrainedModel, cuts: list[Cut], *, pre_quantized: bool) -> dict[str, str]:
@@ -149,7 +149,7 @@ def pack_shard(module: Any, name: str, shard: Tensor) -> PackedTensor | None:
     spec, length = module.weight_specs[name]
     if not hasattr(placeholder, "placements"):
         return None
-    parts = module.row_parts.get(name, 1)
+    parts = module.parts(name)
     spans = spec.group_size == PER_TENSOR or (parts > 1 and group_count(length, spec.group_size) == 1)
     return encode_part(shard, spec, _group(placeholder.device_mesh)) if spans else None
 
@@ -171,7 +171,7 @@ def finish_cuts_(model: PreTrainedModel) -> None:
         if not isinstance(module, PackedModule):
             continue
         module.is_cut = any(hasattr(parameter, "placements") for parameter in module._parameters.values())
-        for name in module.row_parts:
+        for name in module.row_parts or ():
             words, mesh = module._parameters[name + SUFFIXES["words"]], _mesh(model)
             assert words is not None
             if not hasattr(words, "placements"):
@@ -192,7 +192,7 @@ def whole_words(model: PreTrainedModel) -> dict[str, Tensor]:
             words: Any = module._parameters[name + SUFFIXES["words"]]
             if not hasattr(words, "placements"):
                 continue
-            whole, parts = _gathered(words), module.row_parts.get(name, 1)
+            whole, parts = _gathered(words), module.parts(name)
             if is_inside_block(length, parts, spec.bits):
                 pieces = (unpack(piece, spec.bits, length // parts) for piece in whole.chunk(parts, -1))
                 whole = pack(torch.cat(list(pieces), -1), spec.bits)

@@ -100,19 +100,21 @@ def run(case, folder, rank):
 
 def in_group(cases, folder, size):
     """The cases in `size` forked processes, one after another."""
+    # as torchrun has one: commands meet there, and look who is still there
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     with tempfile.TemporaryDirectory() as meeting:
         children = []
         for rank in range(size):
             child = os.fork()
             if child == 0:
                 os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size)}
-                os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
+                os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port)}
                 code = 1
                 try:
                     for number, case in enumerate(cases):
                         if not dist.is_initialized():  # commands leave the group when they are done
-                            store = dist.FileStore(f"{meeting}/{number}", size)
-                            dist.init_process_group("gloo", store=store, rank=rank, world_size=size)
+                            files = dist.FileStore(f"{meeting}/{number}", size)
+                            dist.init_process_group("gloo", store=files, rank=rank, world_size=size)
                         run(case, folder, rank)
                     code = 0
                 except BaseException:

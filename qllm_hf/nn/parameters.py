@@ -9,7 +9,6 @@ need no special code.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from types import MappingProxyType
 from typing import Any, overload
 
 import torch
@@ -29,14 +28,15 @@ class PackedModule(nn.Module):
         weight_specs: name of a packed weight -> (how it is quantized, length of its rows).
         activation_spec: how inputs are quantized per token, or None.
         range_group: the process group over which a row-sharded input must agree on its range, or None.
-        row_parts: name of a packed weight -> the number of processes that its rows are cut over (tensor parallelism).
+        row_parts: name of a packed weight -> the number of processes that its rows are cut over (tensor parallelism),
+            of those that are.
         is_cut: some parameters are distributed tensors, of which this process holds a part.
     """
 
     weight_specs: dict[str, tuple[Spec, int]]
     activation_spec: Spec | None
     range_group: Any = None
-    row_parts: Mapping[str, int] = MappingProxyType({})
+    row_parts: Mapping[str, int] | None = None
     is_cut: bool = False
     # transformers then hands the local shard, not the distributed tensor, to forward
     _hf_quantized_needs_local_tp = True
@@ -62,7 +62,11 @@ class PackedModule(nn.Module):
         words, scale = parts["words"], parts["scale"]
         if words is None or scale is None:
             raise CheckpointError(f"{type(self).__name__}: the packed weight {name!r} was never loaded.")
-        return PackedTensor(words, scale, parts["zero_point"], spec, length // self.row_parts.get(name, 1))
+        return PackedTensor(words, scale, parts["zero_point"], spec, length // self.parts(name))
+
+    def parts(self, name: str) -> int:
+        """The number of processes that the rows of a packed weight are cut over: 1 but for tensor parallelism."""
+        return 1 if self.row_parts is None else self.row_parts.get(name, 1)
 
     def assign_packed(self, name: str, packed: PackedTensor) -> None:
         """Replace the parameters of a packed weight."""
