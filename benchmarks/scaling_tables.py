@@ -65,4 +65,6 @@ def adapters() -> str:
         + [row["base_unchanged"], row["reloaded_max_logit_difference"]]
         for row in rows("adapters")
     ]
-    return table(["scheme", "loss of the first steps", "of the last", "base unchanged", "difference when reloaded"], lines)
+    return table(
+        ["scheme", "loss of the first steps", "of the last", "base unchanged", "difference when reloaded"], lines
+    )
