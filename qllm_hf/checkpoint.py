@@ -244,5 +244,6 @@ def read_object(path: Path) -> dict[str, Any]:
 
 
 def some(names: list[str]) -> str:
-    """The first three names, and how many more."""
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    """The first three names, and how many more; of names without end, what they begin with."""
+    first = (name if len(name) <= 200 else f"{name[:197]}..." for name in names[:3])
+    return ", ".join(first) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -26,11 +26,11 @@ from .builtin import BUILTIN, REFERENCE, builtin_like
 from .checkpoint import PACKED, Checkpoint, read_checkpoint, read_config, settle_header, some
 from .checksums import verify as verify_checkpoint
 from .config import QUANT_METHOD, QllmConfig
-from .errors import CheckpointError, ModelError, QllmError, did_you_mean
+from .errors import CheckpointError, ConfigError, ModelError, QllmError, SchemeError, did_you_mean
 from .families import REPLACED_REMOTE_CODE
 from .packed import packed_shapes
 from .plan import Plan, make_plan
-from .preflight import check_config, check_room, check_side_files, check_unexpected, refusing
+from .preflight import check_config, check_room, check_side_files, check_unexpected, refusing, short
 
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _HOW = (
@@ -89,9 +89,14 @@ def config_dict(name_or_path: str, *, trust_remote_code: bool = False) -> dict[s
                 "give --trust-remote-code (in Python: trust_remote_code=True)."
             )
         hint = did_you_mean(model_type, CONFIG_MAPPING.keys())
-        raise ModelError(f"model_type {model_type!r} is unknown to this version of transformers.{hint}")
+        raise ModelError(
+            f"{name_or_path!r}: model_type {short(model_type)} is unknown to this version of transformers.{hint}"
+        )
     if model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
-        raise ModelError(f"model_type {model_type!r} is no causal language model: AutoModelForCausalLM cannot load it.")
+        raise ModelError(
+            f"{name_or_path!r}: model_type {model_type!r} is no causal language model: AutoModelForCausalLM cannot load "
+            "it."
+        )
     return config
 
 
@@ -198,7 +203,10 @@ def load_model(
         ModelError: the model cannot be loaded or quantized as asked.
         ConfigError: a packed checkpoint was asked for other weights than it holds.
     """
-    quantization_of(config_dict(name_or_path, trust_remote_code=trust_remote_code))
+    try:
+        quantization_of(config_dict(name_or_path, trust_remote_code=trust_remote_code))
+    except (ConfigError, SchemeError) as error:
+        raise type(error)(f"config.json of {name_or_path!r}: {error}") from None
     options: dict[str, Any] = {} if config is None else {"quantization_config": config}
     if tensor_parallel > 1:
         if device_map is not None:
@@ -274,7 +282,10 @@ def load_tokenizer(name_or_path: str, *, trust_remote_code: bool = False) -> Any
     """
     where = _where(name_or_path)
     try:
-        return AutoTokenizer.from_pretrained(where, trust_remote_code=trust_remote_code)
+        tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=trust_remote_code)
+        if not isinstance(tokenizer.model_max_length, int | float):
+            raise ValueError(f"model_max_length={short(tokenizer.model_max_length)} in tokenizer_config.json.")
+        return tokenizer
     except (QllmError, ImportError):
         raise
     except Exception as error:  # files that are not there, or hold anything at all: tokenizers raises plain Exceptions

@@ -22,9 +22,10 @@ from .header import read_header
 
 ROOM = 2**30
 """Bytes that a model may take beside four times its files."""
+# numbers that transformers makes as many objects of
 _LAYERS = re.compile(r"(num_|n_)?((hidden|encoder|decoder)_)?layers?")
-_EXPERTS = re.compile(r"(num_|n_|moe_num_)(local_|routed_|shared_)*experts?")
-_MOST_EXPERTS = 2**14
+_OTHERS = re.compile(r"(num_|n_|moe_num_)(local_|routed_|shared_)*experts?|num_labels")
+_MOST = 2**14
 _OURS = (PACKED, SCALE, ZERO_POINT, ".input_scale")
 _SIDE_FILES = ("generation_config.json", "adapter_config.json")
 
@@ -37,22 +38,21 @@ def check_config(checkpoint: Checkpoint, *, trust_remote_code: bool = False) -> 
     path = checkpoint.folder / "config.json"
     for name, value in _items(checkpoint.config):
         if type(value) is int:
-            most = {_LAYERS: len(checkpoint.tensors), _EXPERTS: _MOST_EXPERTS}
-            for pattern, allowed in most.items():
-                if pattern.fullmatch(name) and value > allowed:
+            for pattern, most in ((_LAYERS, len(checkpoint.tensors)), (_OTHERS, _MOST)):
+                if pattern.fullmatch(name) and value > most:
                     raise CheckpointError(
-                        f"{path} says {name}={_short(value)}, and the files hold {len(checkpoint.tensors)} tensors. "
-                        "They do not belong together: copy the folder again."
+                        f"{path} says {name}={short(value)}, and the files hold {len(checkpoint.tensors)} tensors. "
+                        f"At most {most} can be: copy the folder again."
                     )
         elif name.endswith(("attn_implementation", "experts_implementation")) and not trust_remote_code:
             if "/" in str(value):
                 raise CheckpointError(
-                    f"{path} says {name}={_short(value)}: that is code from somewhere else. Read that code; if you "
+                    f"{path} says {name}={short(value)}: that is code from somewhere else. Read that code; if you "
                     "trust it, give --trust-remote-code (in Python: trust_remote_code=True)."
                 )
         elif name == "transformers_weights" and value is not None:
             raise CheckpointError(
-                f"{path} says transformers_weights={_short(value)}: other weights than model.safetensors. "
+                f"{path} says transformers_weights={short(value)}: other weights than model.safetensors. "
                 "Remove that key, and rename the file that it names."
             )
 
@@ -134,7 +134,8 @@ def _widest(model: nn.Module) -> int:
     return max((parameter.element_size() for parameter in model.parameters()), default=0)
 
 
-def _short(value: Any) -> str:
+def short(value: Any) -> str:
+    """A value from a file, as a part of a line."""
     if isinstance(value, int) and value.bit_length() > 200:
         return f"a number of {value.bit_length()} bits"
     return _short_text(repr(value))

@@ -549,4 +549,8 @@ KINDS = {
     "quantization_config": Kind(change_quantization, "says so"),
     "generation config value": Kind(in_text("generation_config.json")),
     "generation config bytes": Kind(in_bytes("generation_config.json")),
+    "tokenizer value": Kind(in_text("tokenizer.json"), "says so"),
+    "tokenizer bytes": Kind(in_bytes("tokenizer.json"), "says so"),
+    "tokenizer config value": Kind(in_text("tokenizer_config.json"), "says so"),
+    "tokenizer config bytes": Kind(in_bytes("tokenizer_config.json"), "says so"),
 }

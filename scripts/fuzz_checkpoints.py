@@ -31,8 +31,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from transformers.utils import logging
+from typer.testing import CliRunner
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from checkpoint_damage import KINDS, Kind
@@ -40,6 +43,7 @@ from checkpoint_damage import KINDS, Kind
 import qllm_hf
 from qllm_hf import loading, quantizer
 from qllm_hf.checkpoint import read_checkpoint
+from qllm_hf.cli.main import app
 from qllm_hf.errors import QllmError
 
 IDS = torch.tensor([[1, 5, 9, 2]])
@@ -78,7 +82,9 @@ def make_base(folder: Path) -> torch.Tensor:
     sizes = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4}
     model = LlamaForCausalLM(LlamaConfig(**sizes, num_key_value_heads=2, vocab_size=64, max_position_embeddings=64))
     packed = qllm_hf.quantize_(model.eval(), "W4KV8", w_group_size=32)
-    loading.save_model(packed, None, folder, max_shard_size="16KB")
+    words = Tokenizer(WordLevel({"once": 0, "upon": 1, "?": 2}, unk_token="?"))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, unk_token="?")
+    loading.save_model(packed, tokenizer, folder, max_shard_size="16KB")
     return logits(loading.load_model(str(folder)))
 
 
@@ -98,7 +104,12 @@ def run_case(base: Path, expected: torch.Tensor, case: Case, seconds: int) -> Ou
         before = _peak(reset=True)
         signal.alarm(seconds)
         try:
-            word, detail = _judge(folder, expected, kind)
+            if case.kind.startswith("tokenizer"):
+                word, detail = _judge_tokenizer(folder)
+            else:
+                word, detail = _judge(folder, expected, kind)
+                if word != "FAULT" and case.number % 5 == 0:
+                    word, detail = _judge_info(folder, word)
         except TooLongError:
             word, detail = "FAULT", f"more than {seconds} s"
         finally:
@@ -139,6 +150,29 @@ def _judge(folder: Path, expected: torch.Tensor, kind: Kind) -> tuple[str, str]:
             return "other", ""
         return "FAULT", "other logits, and verify=True found nothing"
     return "FAULT", "other logits, and no error"
+
+
+def _judge_tokenizer(folder: Path) -> tuple[str, str]:
+    try:
+        tokenizer = loading.load_tokenizer(str(folder))
+    except QllmError as error:
+        return ("refused", "") if str(folder) in str(error) else ("FAULT", f"names no file: {error}")
+    except Exception as error:
+        return "FAULT", f"{type(error).__name__}: {error}"
+    try:
+        return ("right" if tokenizer("once")["input_ids"] == [0] else "other"), ""
+    except Exception as error:
+        return "FAULT", f"loaded, and then {type(error).__name__}: {error}"
+
+
+def _judge_info(folder: Path, word: str) -> tuple[str, str]:
+    """`qllm-hf info`, which reads the same files: a command that was answered, or refused in one of our sentences."""
+    done = CliRunner().invoke(app, ["info", str(folder), "--json"])
+    if done.exit_code not in (0, 1) or "--debug shows" in done.output:
+        return "FAULT", f"info: exit code {done.exit_code}: {done.output[-500:]}"
+    if word == "right" and done.exit_code:
+        return "FAULT", f"info refuses what can be loaded: {done.output[-500:]}"
+    return word, ""
 
 
 def _peak(*, reset: bool = False) -> int:
