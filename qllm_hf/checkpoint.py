@@ -50,7 +50,7 @@ def read_checkpoint(folder: Path) -> Checkpoint:
             tensors and config.json do not belong together. The message names the file.
     """
     config = read_config(folder)
-    _check_kinds(folder)
+    check_kinds(folder)
     files, named = checkpoint_files(folder)
     tensors: dict[str, StoredTensor] = {}
     formats: set[str] = set()
@@ -147,7 +147,7 @@ def _is_plain(name: str) -> bool:
     return name.endswith(".safetensors") and not {"/", "\\", "\0", ":"} & set(name)
 
 
-def _check_kinds(folder: Path) -> None:
+def check_kinds(folder: Path) -> None:
     """Raises CheckpointError if something in the folder is neither a file nor a folder: reading a pipe may never end.
 
     Links are followed: the cache of the Hub is made of them.

@@ -23,7 +23,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from .builtin import BUILTIN, REFERENCE, builtin_like
-from .checkpoint import PACKED, Checkpoint, read_checkpoint, read_config, settle_header, some
+from .checkpoint import PACKED, Checkpoint, check_kinds, read_checkpoint, read_config, settle_header, some
 from .checksums import verify as verify_checkpoint
 from .config import QUANT_METHOD, QllmConfig
 from .errors import CheckpointError, ConfigError, ModelError, QllmError, SchemeError, did_you_mean
@@ -94,8 +94,8 @@ def config_dict(name_or_path: str, *, trust_remote_code: bool = False) -> dict[s
         )
     if model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         raise ModelError(
-            f"{name_or_path!r}: model_type {model_type!r} is no causal language model: AutoModelForCausalLM cannot load "
-            "it."
+            f"{name_or_path!r}: model_type {model_type!r} is no causal language model: "
+            "AutoModelForCausalLM cannot load it."
         )
     return config
 
@@ -280,7 +280,10 @@ def load_tokenizer(name_or_path: str, *, trust_remote_code: bool = False) -> Any
     Raises:
         CheckpointError: there is none, or it cannot be read; or no such model at all.
     """
-    where = _where(name_or_path)
+    folder = local_folder(name_or_path)
+    if folder is not None:
+        check_kinds(folder)
+    where = str(folder or name_or_path)
     try:
         tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=trust_remote_code)
         if not isinstance(tokenizer.model_max_length, int | float):
