@@ -144,7 +144,7 @@ def settle_header(path: Path) -> None:
 
 def _is_plain(name: str) -> bool:
     """Whether this is the name of a file, and no path to one elsewhere."""
-    return name.endswith(".safetensors") and not {"/", "\\", "\0", ":"} & set(name)
+    return name.endswith(".safetensors") and len(name) < 200 and not {"/", "\\", "\0", ":"} & set(name)
 
 
 def check_kinds(folder: Path) -> None:

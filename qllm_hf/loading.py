@@ -203,9 +203,10 @@ def load_model(
         ModelError: the model cannot be loaded or quantized as asked.
         ConfigError: a packed checkpoint was asked for other weights than it holds.
     """
+    stored = config_dict(name_or_path, trust_remote_code=trust_remote_code)
     try:
-        quantization_of(config_dict(name_or_path, trust_remote_code=trust_remote_code))
-    except (ConfigError, SchemeError) as error:
+        quantization_of(stored)
+    except (ConfigError, ModelError, SchemeError) as error:
         raise type(error)(f"config.json of {name_or_path!r}: {error}") from None
     options: dict[str, Any] = {} if config is None else {"quantization_config": config}
     if tensor_parallel > 1:

@@ -227,7 +227,9 @@ class QllmHfQuantizer(HfQuantizer):
         guard = guard_name_of(model)
         if guard is not None:
             state[guard] = torch.zeros(1, dtype=torch.uint8)
-        return state, {FORMAT_KEY: str(FORMAT), **as_metadata(state_checksums(state))}
+        ties: dict[str, str] = getattr(model, "all_tied_weights_keys", {})
+        stored = {name: tensor for name, tensor in state.items() if name not in ties}
+        return state, {FORMAT_KEY: str(FORMAT), **as_metadata(state_checksums(stored))}
 
     def is_serializable(self) -> bool:
         """Packed models can be saved."""

@@ -113,7 +113,7 @@ def _write(
     shard = sorted(shard, key=lambda item: -item.dtype.itemsize)
     # packed checkpoints have checksums, which are known when all is written: they take their place in the header now
     checksums = {item.name: "00000000" for item in shard} if FORMAT_KEY in metadata else {}
-    header: dict[str, object] = {"__metadata__": {"format": "pt", **metadata, **_sums(checksums)}}
+    header: dict[str, object] = {"__metadata__": {"format": "pt", **metadata, **as_metadata(checksums)}}
     end = 0
     for item in shard:
         header[item.name] = {
@@ -136,13 +136,9 @@ def _write(
             if progress is not None:
                 progress(item.nbytes)
         if checksums:
-            header["__metadata__"] = {"format": "pt", **metadata, **_sums(checksums)}
+            header["__metadata__"] = {"format": "pt", **metadata, **as_metadata(checksums)}
             file.seek(0)
             file.write(_header_bytes(header))
-
-
-def _sums(checksums: dict[str, str]) -> dict[str, str]:
-    return as_metadata(checksums) if checksums else {}
 
 
 def _header_bytes(header: dict[str, object]) -> bytes:
@@ -154,13 +150,11 @@ def _header_bytes(header: dict[str, object]) -> bytes:
 def state_checksums(state: Mapping[str, Tensor]) -> dict[str, str]:
     """{name: checksum} of the tensors of a state dict, as they will be stored.
 
-    Those that are on no device, or cut over processes, have none: this process does not hold their values.
+    None at all if some are on no device, or cut over processes: this process does not hold their values.
     """
-    return {
-        name: checksum(_NAMES[tensor.dtype], tensor.shape, [_raw(tensor)])
-        for name, tensor in state.items()
-        if tensor.dtype in _NAMES and not tensor.is_meta and not hasattr(tensor, "to_local")
-    }
+    if any(tensor.is_meta or hasattr(tensor, "to_local") or tensor.dtype not in _NAMES for tensor in state.values()):
+        return {}
+    return {name: checksum(_NAMES[tensor.dtype], tensor.shape, [_raw(tensor)]) for name, tensor in state.items()}
 
 
 def _raw(tensor: Tensor) -> memoryview:

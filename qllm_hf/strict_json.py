@@ -9,7 +9,9 @@ import json
 from typing import Any
 
 LARGEST_JSON = 50_000_000
-"""Bytes: as Python objects, text takes up to 24 times its size. Real headers and indices have a few megabytes."""
+"""Bytes. Real headers and indices have a few megabytes; as Python objects they take up to 12 times that."""
+MOST_BRACKETS = 1_000_000
+"""Objects and lists. A tensor has three in a header; a few bytes of text make an object that takes long to clean up."""
 
 
 def parse_object(raw: bytes) -> dict[str, Any]:
@@ -22,6 +24,8 @@ def parse_object(raw: bytes) -> dict[str, Any]:
     """
     if len(raw) > LARGEST_JSON:
         raise ValueError(f"{len(raw)} bytes, where {LARGEST_JSON} are allowed")
+    if raw.count(b"[") + raw.count(b"{") > MOST_BRACKETS:
+        raise ValueError(f"more than {MOST_BRACKETS} objects and lists")
     try:
         value = json.loads(raw.decode("utf-8"), object_pairs_hook=_without_twins, parse_constant=_constant)
     except RecursionError:
