@@ -1,9 +1,6 @@
 """What a folder with a checkpoint holds, from config.json and the safetensors headers: no weights are read.
 
-    | 8 bytes: n, little endian | n bytes: JSON {tensor name: {dtype, shape, data_offsets}} | the tensors |
-
-The header says where the last tensor ends. A file that was cut while it was copied is shorter than that,
-so comparing the two is enough never to take half a file for a whole one.
+A folder may come from anywhere. What its files say about each other is compared before anything is made of them.
 """
 
 from __future__ import annotations
@@ -14,6 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from .errors import CheckpointError
+from .header import StoredTensor as StoredTensor
+from .header import read_header as read_header
+from .strict_json import LARGEST_JSON, parse_object
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -21,17 +21,7 @@ FORMAT_KEY = "qllm_format"
 PACKED, SCALE, ZERO_POINT = "_packed", "_scale", "_zero_point"
 # Formats that are refused: reading them may run code, or they are other programs' own.
 OTHER_FORMATS = (".bin", ".pt", ".pth", ".ckpt", ".gguf", ".h5", ".msgpack", ".onnx")
-LARGEST_HEADER = 100_000_000
-"""Bytes; the limit of the safetensors library."""
-
-
-@dataclass(frozen=True)
-class StoredTensor:
-    """One tensor as a header describes it: dtype in safetensors' words (F32, BF16, I16), shape, size in bytes."""
-
-    dtype: str
-    shape: tuple[int, ...]
-    nbytes: int
+FLOATS = ("F16", "BF16", "F32", "F64")
 
 
 @dataclass(frozen=True)
@@ -60,11 +50,15 @@ def read_checkpoint(folder: Path) -> Checkpoint:
             tensors and config.json do not belong together. The message names the file.
     """
     config = read_config(folder)
+    check_kinds(folder)
     files, named = checkpoint_files(folder)
     tensors: dict[str, StoredTensor] = {}
     formats: set[str] = set()
     for file in files:
         stored, metadata = read_header(file)
+        twice = sorted(stored.keys() & tensors.keys())
+        if twice:
+            raise CheckpointError(f"{file} holds {some(twice)}, and so does another file. Copy the checkpoint again.")
         tensors.update(stored)
         formats |= {metadata[FORMAT_KEY]} if FORMAT_KEY in metadata else set()
     lost = sorted(named - tensors.keys())
@@ -90,7 +84,7 @@ def read_config(folder: Path) -> dict[str, Any]:
             else ""
         )
         raise CheckpointError(f"{str(folder)!r} holds no config.json, so it is no model folder.{adapter}")
-    return _read_object(path)
+    return read_object(path)
 
 
 def checkpoint_files(folder: Path) -> tuple[tuple[Path, ...], set[str]]:
@@ -103,7 +97,7 @@ def checkpoint_files(folder: Path) -> tuple[tuple[Path, ...], set[str]]:
         return (folder / SINGLE,), set()
     if not (folder / INDEX).is_file():
         raise CheckpointError(_no_files(folder))
-    weight_map = _read_object(folder / INDEX).get("weight_map")
+    weight_map = read_object(folder / INDEX).get("weight_map")
     if (
         not isinstance(weight_map, dict)
         or not weight_map
@@ -111,6 +105,12 @@ def checkpoint_files(folder: Path) -> tuple[tuple[Path, ...], set[str]]:
     ):
         raise CheckpointError(f"{folder / INDEX} has no weight_map. Copy the checkpoint again.")
     names = sorted(set(weight_map.values()))
+    outside = [name for name in names if not _is_plain(name)]
+    if outside:
+        raise CheckpointError(
+            f"{folder / INDEX} names {some([repr(name) for name in outside])}, which is no safetensors file in this "
+            "folder. Nothing outside of it is read: copy the checkpoint again, from a source that you trust."
+        )
     missing = [name for name in names if not (folder / name).is_file()]
     if missing:
         raise CheckpointError(
@@ -118,38 +118,6 @@ def checkpoint_files(folder: Path) -> tuple[tuple[Path, ...], set[str]]:
             "Copy them, or download the checkpoint again."
         )
     return tuple(folder / name for name in names), set(weight_map)
-
-
-def read_header(path: Path) -> tuple[dict[str, StoredTensor], dict[str, str]]:
-    """{tensor name: what it is} and the metadata of one safetensors file.
-
-    Raises:
-        CheckpointError: the file is shorter or longer than its header says, or the header is damaged.
-    """
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if size < 8 or length > min(size - 8, LARGEST_HEADER):
-            raise CheckpointError(
-                f"{path} is cut short or no safetensors file: {size} bytes do not hold its header. "
-                "Copy it again, or delete the folder and make it again."
-            )
-        raw = file.read(length)
-    try:
-        header: dict[str, Any] = json.loads(raw)
-        metadata: dict[str, str] = header.pop("__metadata__", {})
-        tensors = {name: _stored(entry) for name, entry in header.items()}
-        end = max((int(entry["data_offsets"][1]) for entry in header.values()), default=0)
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
-        raise CheckpointError(f"{path} has a damaged header ({error}). Copy it again.") from None
-    expected = 8 + length + end
-    if expected != size:
-        raise CheckpointError(
-            f"{path} has {size} bytes, but its header describes {expected}: it was "
-            f"{'cut short while it was written or copied' if size < expected else 'changed after it was written'}. "
-            "Copy it again, or delete the folder and make it again."
-        )
-    return tensors, metadata
 
 
 def settle_header(path: Path) -> None:
@@ -174,14 +142,26 @@ def settle_header(path: Path) -> None:
             file.write(settled)
 
 
-def _stored(entry: dict[str, Any]) -> StoredTensor:
-    start, end = entry["data_offsets"]
-    return StoredTensor(str(entry["dtype"]), tuple(int(size) for size in entry["shape"]), int(end) - int(start))
+def _is_plain(name: str) -> bool:
+    """Whether this is the name of a file, and no path to one elsewhere."""
+    return name.endswith(".safetensors") and len(name) < 200 and not {"/", "\\", "\0", ":"} & set(name)
+
+
+def check_kinds(folder: Path) -> None:
+    """Raises CheckpointError if something in the folder is neither a file nor a folder: reading a pipe may never end.
+
+    Links are followed: the cache of the Hub is made of them.
+    """
+    for path in sorted(folder.iterdir()):
+        if path.exists() and not path.is_file() and not path.is_dir():
+            raise CheckpointError(f"{path} is no file (a pipe, a socket or a device). Remove it.")
 
 
 def _check_packed(folder: Path, config: dict[str, Any], tensors: dict[str, StoredTensor], formats: set[str]) -> None:
     """The packed tensors are whole, and config.json says what they are."""
     quantization = config.get("quantization_config") or {}
+    if not isinstance(quantization, dict):
+        raise CheckpointError(f"{folder / 'config.json'}: its quantization_config is no object. Is it damaged?")
     ours = quantization.get("quant_method") == "qllm"
     if formats and not ours:
         raise CheckpointError(
@@ -208,6 +188,30 @@ def _check_packed(folder: Path, config: dict[str, Any], tensors: dict[str, Store
     lost = sorted(owner + end for owner in owners for end in parts if owner + end not in tensors)
     if lost:
         raise CheckpointError(f"{str(folder)!r} lacks {some(lost)}, without which its packed weights mean nothing.")
+    for owner in sorted(owners):
+        _check_parts(folder, owner, {end: tensors[owner + end] for end in parts})
+    if ZERO_POINT not in parts and (
+        left := sorted(owner + ZERO_POINT for owner in owners if owner + ZERO_POINT in tensors)
+    ):
+        raise CheckpointError(
+            f"{str(folder)!r} holds {some(left)}, but its config.json says w_symmetric: weights without zero points. "
+            "They do not belong together; copy the whole folder again."
+        )
+
+
+def _check_parts(folder: Path, owner: str, parts: dict[str, StoredTensor]) -> None:
+    """The parts of a packed weight have the types that the format says, and as many zero points as scales."""
+    for end, allowed in ((PACKED, ("I16",)), (SCALE, FLOATS), (ZERO_POINT, ("U8",))):
+        if end in parts and parts[end].dtype not in allowed:
+            raise CheckpointError(
+                f"{str(folder)!r}: {owner + end} is {parts[end].dtype}, and has to be {' or '.join(allowed)}. "
+                "The file is damaged, or of another program: copy it again."
+            )
+    if ZERO_POINT in parts and parts[ZERO_POINT].shape != parts[SCALE].shape:
+        raise CheckpointError(
+            f"{str(folder)!r}: {owner + SCALE} is {list(parts[SCALE].shape)} and {owner + ZERO_POINT} "
+            f"{list(parts[ZERO_POINT].shape)}: a group has one of each. Copy the folder again."
+        )
 
 
 def _no_files(folder: Path) -> str:
@@ -224,16 +228,22 @@ def _no_files(folder: Path) -> str:
     return f"{str(folder)!r} holds no {SINGLE} and no {INDEX}: the weights are missing."
 
 
-def _read_object(path: Path) -> dict[str, Any]:
+def read_object(path: Path) -> dict[str, Any]:
+    """The JSON object in a file.
+
+    Raises:
+        CheckpointError: it holds none, or none that can be trusted (`qllm_hf.strict_json`).
+    """
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        size = path.stat().st_size
+        if size > LARGEST_JSON:
+            raise ValueError(f"{size} bytes, where {LARGEST_JSON} are allowed")
+        return parse_object(path.read_bytes())
     except ValueError as error:
-        raise CheckpointError(f"{path} is no valid JSON ({error}). Is it cut short?") from None
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path} holds a {type(value).__name__}, not an object. Is it another file?")
-    return value
+        raise CheckpointError(f"{path} is no valid JSON object ({error}). Is it cut short, or another file?") from None
 
 
 def some(names: list[str]) -> str:
-    """The first three names, and how many more."""
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    """The first three names, and how many more; of names without end, what they begin with."""
+    first = (name if len(name) <= 200 else f"{name[:197]}..." for name in names[:3])
+    return ", ".join(first) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

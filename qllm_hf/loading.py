@@ -23,12 +23,14 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from .builtin import BUILTIN, REFERENCE, builtin_like
-from .checkpoint import PACKED, Checkpoint, read_checkpoint, read_config, settle_header, some
+from .checkpoint import PACKED, Checkpoint, check_kinds, read_checkpoint, read_config, settle_header, some
+from .checksums import verify as verify_checkpoint
 from .config import QUANT_METHOD, QllmConfig
-from .errors import CheckpointError, ModelError, did_you_mean
+from .errors import CheckpointError, ConfigError, ModelError, QllmError, SchemeError, did_you_mean
 from .families import REPLACED_REMOTE_CODE
 from .packed import packed_shapes
-from .plan import make_plan
+from .plan import Plan, make_plan
+from .preflight import check_config, check_room, check_side_files, check_unexpected, refusing, short
 
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _HOW = (
@@ -87,9 +89,14 @@ def config_dict(name_or_path: str, *, trust_remote_code: bool = False) -> dict[s
                 "give --trust-remote-code (in Python: trust_remote_code=True)."
             )
         hint = did_you_mean(model_type, CONFIG_MAPPING.keys())
-        raise ModelError(f"model_type {model_type!r} is unknown to this version of transformers.{hint}")
+        raise ModelError(
+            f"{name_or_path!r}: model_type {short(model_type)} is unknown to this version of transformers.{hint}"
+        )
     if model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
-        raise ModelError(f"model_type {model_type!r} is no causal language model: AutoModelForCausalLM cannot load it.")
+        raise ModelError(
+            f"{name_or_path!r}: model_type {model_type!r} is no causal language model: "
+            "AutoModelForCausalLM cannot load it."
+        )
     return config
 
 
@@ -103,12 +110,15 @@ def quantization_of(config: dict[str, Any]) -> QllmConfig | None:
     quantization = config.get("quantization_config")
     if not quantization:
         return None
+    if not isinstance(quantization, dict):
+        raise CheckpointError("quantization_config in config.json is no object. Is the file damaged?")
     if quantization.get("quant_method") != QUANT_METHOD:
         raise ModelError(
             f"these weights are already quantized, by {quantization.get('quant_method')!r}. "
             "Give the float model they came from."
         )
-    stored: QllmConfig = QllmConfig.from_dict(quantization)
+    with refusing("quantization_config in config.json cannot be read"):
+        stored: QllmConfig = QllmConfig.from_dict(quantization)
     return stored
 
 
@@ -132,7 +142,8 @@ def model_on_meta(name_or_path: str, *, dtype: str = "auto", trust_remote_code: 
     """
     config_dict(name_or_path, trust_remote_code=trust_remote_code)
     options: dict[str, Any] = {} if dtype == "auto" else {"dtype": getattr(torch, dtype)}
-    with _hub_errors(name_or_path):
+    what = f"config.json of {name_or_path!r} describes no model that transformers can make"
+    with _hub_errors(name_or_path), refusing(what):
         config = AutoConfig.from_pretrained(_where(name_or_path), trust_remote_code=trust_remote_code)
         with torch.device("meta"):
             model: Any = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code, **options)
@@ -140,19 +151,23 @@ def model_on_meta(name_or_path: str, *, dtype: str = "auto", trust_remote_code: 
     return shapes
 
 
-def check_stored(model: PreTrainedModel, config: QllmConfig, checkpoint: Checkpoint) -> None:
-    """Raises CheckpointError if the files do not hold all packed weights that `config` describes for a float `model`.
+def check_stored(model: PreTrainedModel, config: QllmConfig, checkpoint: Checkpoint) -> Plan:
+    """The plan of a float `model`, after the files were found to hold all packed weights that `config` describes.
 
     Numbers are compared and not names, since some architectures store their tensors under other names.
+
+    Raises:
+        CheckpointError: they hold others.
     """
     expected = {}
-    for entry in make_plan(model, config, check_patterns=False).quantized():
+    plan = make_plan(model, config, check_patterns=False)
+    for entry in plan.quantized():
         assert entry.weight is not None
         shape, dtype = packed_shapes(entry.shape, entry.weight, torch.float16)["words"]
         expected[entry.name + PACKED] = math.prod(shape) * dtype.itemsize
     stored = {name: tensor.nbytes for name, tensor in checkpoint.tensors.items() if name.endswith(PACKED)}
     if len(stored) == len(expected) and sum(stored.values()) == sum(expected.values()):
-        return
+        return plan
     lost = sorted(expected.keys() - stored.keys())
     raise CheckpointError(
         f"{str(checkpoint.folder)!r}: config.json describes {len(expected)} packed weights of "
@@ -172,6 +187,7 @@ def load_model(
     offload_folder: Path | None = None,
     tensor_parallel: int = 1,
     trust_remote_code: bool = False,
+    verify: bool = False,
 ) -> PreTrainedModel:
     """The model with its weights, quantized while they stream in if there is a config.
 
@@ -179,13 +195,19 @@ def load_model(
         max_memory: bytes that weights may take on each device, {0: .., "cpu": ..}, for device maps such as "auto".
         offload_folder: where weights go for which no device has room.
         tensor_parallel: number of processes that hold a part of the model each; all of them have to call this.
+        verify: read all weights first, and compare them with the checksums that were saved with them.
 
     Raises:
-        CheckpointError: files are missing or damaged (`qllm_hf.checkpoint`), or hold no tensor for some weight.
+        CheckpointError: files are missing or damaged (`qllm_hf.checkpoint`), or hold no tensor for some weight; with
+            `verify`, a tensor has changed, or there are no checksums.
         ModelError: the model cannot be loaded or quantized as asked.
         ConfigError: a packed checkpoint was asked for other weights than it holds.
     """
-    quantization_of(config_dict(name_or_path, trust_remote_code=trust_remote_code))
+    stored = config_dict(name_or_path, trust_remote_code=trust_remote_code)
+    try:
+        quantization_of(stored)
+    except (ConfigError, ModelError, SchemeError) as error:
+        raise type(error)(f"config.json of {name_or_path!r}: {error}") from None
     options: dict[str, Any] = {} if config is None else {"quantization_config": config}
     if tensor_parallel > 1:
         if device_map is not None:
@@ -197,7 +219,7 @@ def load_model(
         # said for each packed checkpoint that is given a config; the quantizer checks what may change
         warnings.filterwarnings("ignore", message="You passed `quantization_config`")
         try:
-            return load_whole(name_or_path, dtype=dtype, trust_remote_code=trust_remote_code, **options)
+            return load_whole(name_or_path, verify=verify, dtype=dtype, trust_remote_code=trust_remote_code, **options)
         except ValueError as error:
             if offload_folder is not None or "offload_folder" not in str(error):
                 raise
@@ -207,10 +229,11 @@ def load_model(
             ) from error
 
 
-def load_whole(name_or_path: str, **options: Any) -> PreTrainedModel:
+def load_whole(name_or_path: str, *, verify: bool = False, **options: Any) -> PreTrainedModel:
     """`from_pretrained` with checks before and after: no file is damaged, and no weight is left to chance.
 
     Args:
+        verify: as `load_model`.
         options: of `from_pretrained`.
 
     Raises:
@@ -218,8 +241,13 @@ def load_whole(name_or_path: str, **options: Any) -> PreTrainedModel:
     """
     folder = local_folder(name_or_path)
     if folder is not None:
-        read_checkpoint(folder)
-    with _hub_errors(name_or_path):
+        check_folder(folder, verify=verify, trust_remote_code=options.get("trust_remote_code", False))
+    elif verify:
+        raise CheckpointError(f"{name_or_path!r} is no folder. Download it first: hf download {name_or_path}.")
+    # with an option that places weights, an error may be about that
+    placed = folder is None or options.keys() & {"device_map", "max_memory", "offload_folder", "distributed_config"}
+    what = f"{name_or_path!r} cannot be loaded: config.json and the files do not fit together"
+    with _hub_errors(name_or_path), contextlib.nullcontext() if placed else refusing(what):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             _where(name_or_path), use_safetensors=True, output_loading_info=True, **options
         )
@@ -230,7 +258,21 @@ def load_whole(name_or_path: str, **options: Any) -> PreTrainedModel:
             f"{name_or_path!r} holds no tensor for {some(missing)}: they would be random numbers. "
             "Is this the checkpoint of another model, or of a model without its output head?"
         )
+    check_unexpected(_where(name_or_path), loaded[1]["unexpected_keys"])
     return model
+
+
+def check_folder(folder: Path, *, verify: bool = False, trust_remote_code: bool = False) -> None:
+    """Raises CheckpointError if the files of a folder are damaged, or are not those of the model in its config.json."""
+    checkpoint = read_checkpoint(folder)
+    check_config(checkpoint, trust_remote_code=trust_remote_code)
+    check_side_files(folder)
+    if verify:
+        verify_checkpoint(checkpoint)
+    shapes = model_on_meta(str(folder), trust_remote_code=trust_remote_code)
+    stored = quantization_of(checkpoint.config)
+    packed = [] if stored is None else check_stored(shapes, stored, checkpoint).quantized()
+    check_room(shapes, checkpoint, sum(entry.elements for entry in packed))
 
 
 def load_tokenizer(name_or_path: str, *, trust_remote_code: bool = False) -> Any:
@@ -239,10 +281,18 @@ def load_tokenizer(name_or_path: str, *, trust_remote_code: bool = False) -> Any
     Raises:
         CheckpointError: there is none, or it cannot be read; or no such model at all.
     """
-    where = _where(name_or_path)
+    folder = local_folder(name_or_path)
+    if folder is not None:
+        check_kinds(folder)
+    where = str(folder or name_or_path)
     try:
-        return AutoTokenizer.from_pretrained(where, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, KeyError) as error:  # what transformers raises where the files are not there
+        tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=trust_remote_code)
+        if not isinstance(tokenizer.model_max_length, int | float):
+            raise ValueError(f"model_max_length={short(tokenizer.model_max_length)} in tokenizer_config.json.")
+        return tokenizer
+    except (QllmError, ImportError):
+        raise
+    except Exception as error:  # files that are not there, or hold anything at all: tokenizers raises plain Exceptions
         raise CheckpointError(
             f"{name_or_path!r} has no tokenizer that can be read: {_first_sentence(error)}"
         ) from error

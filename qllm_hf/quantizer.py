@@ -24,6 +24,8 @@ from transformers.quantizers.quantizers_utils import get_module_from_name
 from transformers.utils import logging
 
 from . import compat
+from .checkpoint import FORMAT_KEY
+from .checksums import as_metadata
 from .config import FORMAT, QUANT_METHOD, QllmConfig
 from .errors import CheckpointError, ModelError, QllmWarning
 from .families import REPLACED_REMOTE_CODE, family
@@ -46,7 +48,9 @@ from .parallel import (
 )
 from .patterns import numberless
 from .plan import Entry, Plan, make_plan, shared_weights
+from .safetensors_stream import state_checksums
 from .scheme import FLOAT_BITS
+from .sound import check_values
 from .surgery import not_finite, pack_modules_, replace_modules_, unpack_modules_
 
 LOWEST_COVERAGE = 0.9
@@ -181,6 +185,8 @@ class QllmHfQuantizer(HfQuantizer):
             if not any(entry.tied for entry in self.plan.quantized()):
                 say_untied_(model)  # the files held two weights although the config says that they are one
         check_complete(model)
+        if self.pre_quantized:
+            check_values(model)
         # fused experts are saved packed, as they are: splitting them again would need their float form
         conversions = getattr(model, "_weight_conversions", None)
         if conversions is None:  # a model that was not loaded: as transformers itself does when it saves one
@@ -209,7 +215,7 @@ class QllmHfQuantizer(HfQuantizer):
         return config
 
     def get_state_dict_and_metadata(self, model: PreTrainedModel) -> tuple[dict[str, Tensor], dict[str, str]]:
-        """What is saved: the state dict, a guard, and the format in the header of each file.
+        """What is saved: the state dict, a guard, and format and checksums in the header of each file.
 
         The guard is a tensor that has the name of a float weight and an impossible shape. Code that does not know
         this format would otherwise skip the packed tensors and go on with random weights; now it stops.
@@ -221,7 +227,9 @@ class QllmHfQuantizer(HfQuantizer):
         guard = guard_name_of(model)
         if guard is not None:
             state[guard] = torch.zeros(1, dtype=torch.uint8)
-        return state, {"qllm_format": str(FORMAT)}
+        ties: dict[str, str] = getattr(model, "all_tied_weights_keys", {})
+        stored = {name: tensor for name, tensor in state.items() if name not in ties}
+        return state, {FORMAT_KEY: str(FORMAT), **as_metadata(state_checksums(stored))}
 
     def is_serializable(self) -> bool:
         """Packed models can be saved."""

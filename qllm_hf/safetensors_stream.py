@@ -17,7 +17,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .checkpoint import INDEX, SINGLE
+from .checkpoint import FORMAT_KEY, INDEX, SINGLE
+from .checksums import as_metadata, checksum
 from .errors import CheckpointError
 
 SHARD_BYTES = 5 * 10**9
@@ -110,7 +111,9 @@ def _write(
 ) -> None:
     # wide elements first, so that every tensor begins at a multiple of its element size
     shard = sorted(shard, key=lambda item: -item.dtype.itemsize)
-    header: dict[str, object] = {"__metadata__": {"format": "pt", **metadata}}
+    # packed checkpoints have checksums, which are known when all is written: they take their place in the header now
+    checksums = {item.name: "00000000" for item in shard} if FORMAT_KEY in metadata else {}
+    header: dict[str, object] = {"__metadata__": {"format": "pt", **metadata, **as_metadata(checksums)}}
     end = 0
     for item in shard:
         header[item.name] = {
@@ -119,19 +122,39 @@ def _write(
             "data_offsets": [end, end + item.nbytes],
         }
         end += item.nbytes
-    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode("utf-8")
-    text += b" " * (-len(text) % _ALIGNED)
     with path.open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
+        file.write(_header_bytes(header))
         for item in shard:
             tensor = item.make()
             if tensor.dtype != item.dtype or tuple(tensor.shape) != item.shape:
                 raise CheckpointError(
                     f"{item.name} was to be {item.dtype} {list(item.shape)} and is {tensor.dtype} {list(tensor.shape)}."
                 )
-            file.write(_raw(tensor))
+            file.write(raw := _raw(tensor))
+            if checksums:
+                checksums[item.name] = checksum(_NAMES[item.dtype], item.shape, [raw])
             if progress is not None:
                 progress(item.nbytes)
+        if checksums:
+            header["__metadata__"] = {"format": "pt", **metadata, **as_metadata(checksums)}
+            file.seek(0)
+            file.write(_header_bytes(header))
+
+
+def _header_bytes(header: dict[str, object]) -> bytes:
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode("utf-8")
+    text += b" " * (-len(text) % _ALIGNED)
+    return len(text).to_bytes(8, "little") + text
+
+
+def state_checksums(state: Mapping[str, Tensor]) -> dict[str, str]:
+    """{name: checksum} of the tensors of a state dict, as they will be stored.
+
+    None at all if some are on no device, or cut over processes: this process does not hold their values.
+    """
+    if any(tensor.is_meta or hasattr(tensor, "to_local") or tensor.dtype not in _NAMES for tensor in state.values()):
+        return {}
+    return {name: checksum(_NAMES[tensor.dtype], tensor.shape, [_raw(tensor)]) for name, tensor in state.items()}
 
 
 def _raw(tensor: Tensor) -> memoryview:

@@ -131,7 +131,7 @@ def _parallel_notes(model: PreTrainedModel) -> tuple[str, ...]:
 def _method_notes(config: QllmConfig) -> tuple[str, ...]:
     """How the codes were chosen, where that is more than rounding to nearest."""
     seen = config.calibration if isinstance(config.calibration, Mapping) else None
-    text = f", calibrated on {seen['source']} ({seen['samples']} x {seen['seqlen']} tokens)" if seen else ""
+    text = f", calibrated on {seen.get('source')} ({seen.get('samples')} x {seen.get('seqlen')} tokens)" if seen else ""
     notes = [f"method {config.method}{text}"] if config.method != RTN or seen else []
     if config.imported:
         notes = ["codes chosen by {made_by}, imported from {quant_method}".format_map(config.imported)]

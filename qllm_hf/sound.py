@@ -1,0 +1,43 @@
+"""Values that no quantized weight can have: a scale that is no number, a zero point outside of its codes."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from .errors import CheckpointError
+from .nn import PackedModule
+from .nn.parameters import SUFFIXES, local
+
+
+def check_values(model: nn.Module) -> None:
+    """Raises CheckpointError if a packed weight that was loaded holds such a value; what is on disk is not looked at.
+
+    Scales of 0, below 0 or denormal are taken: other programs write them, and the formula of the format has a value.
+    """
+    for name, module in model.named_modules():
+        if not isinstance(module, PackedModule):
+            continue
+        for weight, (spec, _) in module.weight_specs.items():
+            scale, zero_point = (_here(module, weight + SUFFIXES[part]) for part in ("scale", "zero_point"))
+            if scale is not None and not bool(torch.isfinite(scale).all()):
+                raise CheckpointError(_damaged(f"{name}.{weight}{SUFFIXES['scale']}", "infinite numbers or NaN"))
+            if zero_point is not None and zero_point.numel() and int(zero_point.max()) >= 2**spec.bits:
+                raise CheckpointError(
+                    _damaged(
+                        f"{name}.{weight}{SUFFIXES['zero_point']}",
+                        f"{int(zero_point.max())}, where {spec.bits} bits reach to {2**spec.bits - 1}",
+                    )
+                )
+        vector = _here(module, "input_scale")
+        if vector is not None and not bool(torch.isfinite(vector).all()):
+            raise CheckpointError(_damaged(f"{name}.input_scale", "infinite numbers or NaN"))
+
+
+def _here(module: nn.Module, name: str) -> Tensor | None:
+    found = local(module._parameters.get(name))
+    return None if found is None or found.is_meta else found
+
+
+def _damaged(tensor: str, values: str) -> str:
+    return f"{tensor} in the checkpoint holds {values}. The files are damaged: copy them again."
