@@ -19,6 +19,7 @@ INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 FORMAT_KEY = "qllm_format"
 PACKED, SCALE, ZERO_POINT = "_packed", "_scale", "_zero_point"
+ORDER = ".input_order"
 # Formats that are refused: reading them may run code, or they are other programs' own.
 OTHER_FORMATS = (".bin", ".pt", ".pth", ".ckpt", ".gguf", ".h5", ".msgpack", ".onnx")
 LARGEST_HEADER = 100_000_000
@@ -208,6 +209,13 @@ def _check_packed(folder: Path, config: dict[str, Any], tensors: dict[str, Store
     lost = sorted(owner + end for owner in owners for end in parts if owner + end not in tensors)
     if lost:
         raise CheckpointError(f"{str(folder)!r} lacks {some(lost)}, without which its packed weights mean nothing.")
+    orders = sorted(name for name in tensors if name.endswith(ORDER))
+    if bool(orders) != bool(quantization.get("input_orders")):
+        raise CheckpointError(
+            f"{str(folder)!r}: config.json says {quantization.get('input_orders')} of layers that read their input in "
+            f"a stored order (input_orders), and the files hold {some(orders) or 'no order'}. They do not belong "
+            "together: copy the whole folder again."
+        )
 
 
 def _no_files(folder: Path) -> str:
