@@ -209,12 +209,12 @@ def _check_packed(folder: Path, config: dict[str, Any], tensors: dict[str, Store
     lost = sorted(owner + end for owner in owners for end in parts if owner + end not in tensors)
     if lost:
         raise CheckpointError(f"{str(folder)!r} lacks {some(lost)}, without which its packed weights mean nothing.")
-    orders = sorted(name for name in tensors if name.endswith(ORDER))
-    if bool(orders) != bool(quantization.get("input_orders")):
+    orders, named = sorted(name for name in tensors if name.endswith(ORDER)), quantization.get("input_orders")
+    if bool(orders) != bool(named):
         raise CheckpointError(
-            f"{str(folder)!r}: config.json says {quantization.get('input_orders')} of layers that read their input in "
-            f"a stored order (input_orders), and the files hold {some(orders) or 'no order'}. They do not belong "
-            "together: copy the whole folder again."
+            f"{str(folder)!r}: config.json has input_orders={named}, the layers that read their input in a stored "
+            f"order, and the files hold {some(orders) or 'no order'}. They do not belong together: copy the whole "
+            "folder again."
         )
 
 

@@ -23,7 +23,7 @@ from transformers.core_model_loading import revert_weight_conversion
 from ..checkpoint import ORDER, PACKED, SCALE, ZERO_POINT, Checkpoint, read_checkpoint
 from ..config import QllmConfig
 from ..errors import CheckpointError
-from ..input_order import check_order
+from ..input_order import check_stored_orders
 from ..loading import check_stored, config_dict, local_folder, model_on_meta, quantization_of
 from ..packed import PackedTensor
 from ..plan import Entry, Plan, make_plan
@@ -148,11 +148,10 @@ class StoredModel:
         return self.tensor(weight.input_scale_name)
 
     def input_order(self, weight: StoredWeight) -> Tensor | None:
-        """Which input each column of the packed rows multiplies, int32 [I], or None. Raises CheckpointError if that
-        is no order."""
+        """Which input each column of the packed rows multiplies, int32 [I], or None."""
         if not weight.entry.input_order:
             return None
-        return check_order(self.tensor(weight.input_order_name), weight.input_order_name)
+        return self.tensor(weight.input_order_name)
 
     def packed(self, weight: StoredWeight, piece: Piece | None = None) -> PackedTensor:
         """A piece of a packed weight [O, I], or all of it; only these rows are read.
@@ -199,6 +198,7 @@ def open_stored(name_or_path: str, *, trust_remote_code: bool = False) -> Iterat
     model = model_on_meta(name_or_path, trust_remote_code=trust_remote_code)
     check_stored(model, config, checkpoint)
     with StoredModel(folder, config, checkpoint, model) as stored:
+        check_stored_orders(checkpoint.files, sum(weight.entry.input_order for weight in stored.weights))
         yield stored
 
 
