@@ -37,6 +37,7 @@ from transformers import AutoModelForCausalLM
 import qllm_hf  # noqa: F401  (teaches transformers the format)
 from qllm_hf.checkpoint import SCALE, read_checkpoint
 from qllm_hf.importing.convert import import_checkpoint
+from qllm_hf.input_order import in_own_order
 from qllm_hf.nn import PackedLinear
 from qllm_hf.safetensors_stream import DTYPES
 
@@ -117,8 +118,11 @@ def _differing(module: nn.Module, file: Any, layer: str) -> tuple[int, int, int,
     middle = torch.full_like(packed.scale, 2 ** (packed.spec.bits - 1), dtype=torch.uint8)
     ours = middle if packed.zero_point is None else packed.zero_point
     zero = file.get_tensor(f"zero/{layer}") if f"zero/{layer}" in set(file.keys()) else middle
+    ours_codes = packed.codes()
+    if module.input_order is not None:  # theirs are not sorted by group
+        ours_codes = in_own_order(ours_codes, module.input_order)
     scales = _unequal(packed.scale.reshape(-1), scale.to(packed.scale.dtype).reshape(-1))
-    return codes.numel(), _unequal(packed.codes(), codes), _unequal(ours, zero), scales
+    return codes.numel(), _unequal(ours_codes, codes), _unequal(ours, zero), scales
 
 
 def _unequal(a: Tensor, b: Tensor) -> int:

@@ -19,6 +19,7 @@ INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 FORMAT_KEY = "qllm_format"
 PACKED, SCALE, ZERO_POINT = "_packed", "_scale", "_zero_point"
+ORDER = ".input_order"
 # Formats that are refused: reading them may run code, or they are other programs' own.
 OTHER_FORMATS = (".bin", ".pt", ".pth", ".ckpt", ".gguf", ".h5", ".msgpack", ".onnx")
 FLOATS = ("F16", "BF16", "F32", "F64")
@@ -196,6 +197,13 @@ def _check_packed(folder: Path, config: dict[str, Any], tensors: dict[str, Store
         raise CheckpointError(
             f"{str(folder)!r} holds {some(left)}, but its config.json says w_symmetric: weights without zero points. "
             "They do not belong together; copy the whole folder again."
+        )
+    orders, named = sorted(name for name in tensors if name.endswith(ORDER)), quantization.get("input_orders")
+    if bool(orders) != bool(named):
+        raise CheckpointError(
+            f"{str(folder)!r}: config.json has input_orders={named}, the layers that read their input in a stored "
+            f"order, and the files hold {some(orders) or 'no order'}. They do not belong together: copy the whole "
+            "folder again."
         )
 
 

@@ -35,12 +35,14 @@ OTHER_KEYS = (
     "method_options",
     "calibration",
     "input_scales",
+    "input_orders",
     "format",
 )
 # For the moment of quantizing only: what came of them is in `calibration`, `overrides` and the weights.
 TRANSIENT_KEYS = ("samples", "seqlen", "tokenizer", "bits_per_weight")
 NEWER_FLAGS = ("quantize_head", "kv_rotate_keys")
-"""Stored only where they are True, so that what was written before they existed compares equal."""
+NEWER_KEYS = (*NEWER_FLAGS, "input_orders")
+"""Stored only where they say something, so that what was written before they existed compares equal."""
 SAMPLES, SEQLEN = 128, 512
 BUDGET_W = 4
 """Bits of weights until a budget has been spent: any but 16, with which none would be quantized."""
@@ -111,6 +113,7 @@ class QllmConfig(QuantizationConfigMixin):
         tokenizer: turns calibration text into tokens; by default that of the model.
         bits_per_weight: choose the bits of each layer so that they cost this much on average (`from_budget`).
         input_scales: patterns of layers that multiply their input by a stored vector; methods write this.
+        input_orders: patterns of layers that read their input in a stored order; imported checkpoints have this.
 
     Loading a packed checkpoint with a config of your own changes what is not stored in its weights (a, kv and
     their options); what you do not give keeps the checkpoint's value.
@@ -161,6 +164,7 @@ class QllmConfig(QuantizationConfigMixin):
         tokenizer: Any = None,
         bits_per_weight: float | None = None,
         input_scales: list[str] | None = None,
+        input_orders: list[str] | None = None,
         **others: Any,
     ) -> None:
         self.quant_method = QUANT_METHOD
@@ -186,6 +190,7 @@ class QllmConfig(QuantizationConfigMixin):
         self.method_options = dict(method_options) if method_options else None
         self.calibration = calibration
         self.input_scales = _patterns(input_scales, "input_scales")
+        self.input_orders = _patterns(input_orders, "input_orders") or None
         for name, value in (("samples", samples), ("seqlen", seqlen)):
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ConfigError(f"{name}={value!r}: give a positive number.")
@@ -304,7 +309,7 @@ class QllmConfig(QuantizationConfigMixin):
             for key, value in self.__dict__.items()
             if not key.startswith("_") and key not in (*TRANSIENT_KEYS, "calibration")
         }
-        for name in NEWER_FLAGS:
+        for name in NEWER_KEYS:
             if not stored[name]:
                 del stored[name]
         summary = self.calibration if isinstance(self.calibration, Mapping) else None

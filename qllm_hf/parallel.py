@@ -138,6 +138,8 @@ def whole_parameters(model: PreTrainedModel, cuts: list[Cut], *, pre_quantized: 
             whole += [name + SUFFIXES["scale"], name + SUFFIXES["zero_point"]]
         if entry.input_scale and not along_columns:
             whole.append(f"{numberless(entry.module)}.input_scale")
+        if entry.input_order:  # of a layer that is cut along its rows: each process reads the whole input
+            whole.append(f"{numberless(entry.module)}.input_order")
         if pre_quantized and along_columns and is_inside_block(entry.shape[-1], size, entry.weight.bits):
             whole.append(name + SUFFIXES["words"])
     return dict.fromkeys(whole, WHOLE)
@@ -251,6 +253,11 @@ def _fault(entry: Entry, along_columns: bool, size: int) -> str | None:
         return None
     if length % size:
         return f"{entry.name} has {length} in_features, which {size} processes cannot share."
+    if entry.input_order:
+        return (
+            f"{entry.name} reads its inputs in a stored order (act order), so a part of its columns needs inputs that "
+            "other processes have."
+        )
     part = length // size
     if not _one_scale(entry, along_columns) and part % spec.group_size:
         fitting = next((g for g in (128, 64, 32, 16) if g < spec.group_size and part % g == 0), None)

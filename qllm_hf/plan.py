@@ -53,6 +53,7 @@ class Entry:
         is_head: it is (tied to) the output head, which no coverage is claimed for.
         tied: a quantized head whose weight is that of the embedding too, which stays: it is packed beside it.
         input_scale: the layer multiplies its input by a stored vector first.
+        input_order: the layer reads its input in a stored order.
     """
 
     name: str
@@ -65,6 +66,7 @@ class Entry:
     is_head: bool = False
     tied: bool = False
     input_scale: bool = False
+    input_order: bool = False
 
     @property
     def elements(self) -> int:
@@ -117,6 +119,11 @@ def make_plan(model: nn.Module, config: QllmConfig, *, check_patterns: bool = Tr
     """
     weights = list(_linear_weights(model))
     if check_patterns:
+        if config.input_orders:
+            raise ModelError(
+                f"input_orders={config.input_orders!r} says how the rows of an imported checkpoint are stored, and a "
+                "float model has no such order. Leave it out."
+            )
         _check_patterns([module for _, module, _, _, _ in weights], config)
     heads, shared = _heads(model), shared_weights(model)
     plan = Plan(tuple(_decide(model, config, heads, shared, *weight) for weight in weights))
@@ -184,10 +191,15 @@ def _decide(
         check_group_size(shape[-1], scheme.weight)
     except SchemeError as error:
         raise ModelError(f"{name}: {error} Or keep it: modules_to_not_convert=[{module!r}].") from None
+    input_order = kind != "experts" and first_match(module, config.input_orders or ()) is not None
     if is_head:  # its input stays in floating point, and no earlier layer's scale reaches it
-        return Entry(name, module, kind, shape, scheme.weight, None, is_head=True, tied=name in shared)
+        return Entry(
+            name, module, kind, shape, scheme.weight, None, is_head=True, tied=name in shared, input_order=input_order
+        )
     input_scale = kind != "experts" and first_match(module, config.input_scales or ()) is not None
-    return Entry(name, module, kind, shape, scheme.weight, scheme.activation, input_scale=input_scale)
+    return Entry(
+        name, module, kind, shape, scheme.weight, scheme.activation, input_scale=input_scale, input_order=input_order
+    )
 
 
 def _reason_to_keep(model: nn.Module, config: QllmConfig, module: str, heads: _Heads) -> str:

@@ -24,17 +24,18 @@ from transformers.quantizers.quantizers_utils import get_module_from_name
 from transformers.utils import logging
 
 from . import compat
-from .checkpoint import FORMAT_KEY
+from .checkpoint import FORMAT_KEY, ORDER
 from .checksums import as_metadata
 from .config import FORMAT, QUANT_METHOD, QllmConfig
 from .errors import CheckpointError, ModelError, QllmWarning
 from .families import REPLACED_REMOTE_CODE, family
 from .generation import attach_static_cache, detach_static_cache
 from .hooks import attach_kv, detach_kv
+from .input_order import check_order, check_stored_orders
 from .method import RTN
 from .methods.apply import pack_by_method_
 from .nn import PackedLinear, PackedModule
-from .nn.parameters import SUFFIXES
+from .nn.parameters import SUFFIXES, local
 from .packed import packed_nbytes
 from .parallel import (
     check_parallel,
@@ -113,6 +114,10 @@ class QllmHfQuantizer(HfQuantizer):
         if model.config.model_type in REPLACED_REMOTE_CODE:
             raise CheckpointError(REPLACED_REMOTE_CODE[model.config.model_type])
         self.plan = make_plan(model, config, check_patterns=not self.pre_quantized)
+        if self.pre_quantized:
+            files = [file for file in kwargs.get("checkpoint_files") or () if str(file).endswith(".safetensors")]
+            if files:
+                check_stored_orders(files, sum(entry.input_order for entry in self.plan.quantized()))
         if not self.pre_quantized:
             warn_of_low_coverage(self.plan, config)
         self.cuts = check_parallel(
@@ -187,6 +192,7 @@ class QllmHfQuantizer(HfQuantizer):
         check_complete(model)
         if self.pre_quantized:
             check_values(model)
+        check_orders(model)
         # fused experts are saved packed, as they are: splitting them again would need their float form
         conversions = getattr(model, "_weight_conversions", None)
         if conversions is None:  # a model that was not loaded: as transformers itself does when it saves one
@@ -359,6 +365,14 @@ def check_complete(model: nn.Module) -> None:
             f"{len(missing)} packed tensors are not in the checkpoint, {missing[0]} among them. It is incomplete, or "
             "was written for another model: copy it again, or quantize the float model again."
         )
+
+
+def check_orders(model: nn.Module) -> None:
+    """Raises CheckpointError if an order of inputs in memory is none: a state dict comes without files to look at."""
+    for name, module in model.named_modules():
+        order: Tensor | None = local(module.input_order) if isinstance(module, PackedLinear) else None
+        if order is not None and not order.is_meta:
+            check_order(order, name + ORDER)
 
 
 def warn_of_low_coverage(plan: Plan, config: QllmConfig) -> None:

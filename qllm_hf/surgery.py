@@ -167,6 +167,7 @@ def _packed_linear(module: nn.Module, entry: Entry, device: str) -> PackedLinear
         device=device,
         transposed=isinstance(module, Conv1D),
         input_scale=entry.input_scale,
+        input_order=entry.input_order,
     )
 
 

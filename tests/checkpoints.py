@@ -28,6 +28,15 @@ def logits(model: PreTrainedModel, name: str = "llama") -> Tensor:
     return model(prompt(name), use_cache=False).logits
 
 
+def give_input_order(model: PreTrainedModel, *modules: str) -> None:
+    """Let packed layers read their inputs in an order, as import leaves those in act order."""
+    for number, name in enumerate(modules):
+        layer = model.get_submodule(name)
+        generator = torch.Generator().manual_seed(number)
+        layer.assign_input_order(torch.randperm(layer.in_features, generator=generator).int())
+    model.config.quantization_config.input_orders = list(modules)
+
+
 def float_checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Float checkpoints by family, in several files; for a fixture."""
     folder = tmp_path_factory.mktemp("float")

@@ -93,11 +93,12 @@ def awq(found: Integers, bits: int) -> Parts:
     }
 
 
-def pack_quantized(found: Integers, bits: int, *, symmetric: bool) -> Parts:
+def pack_quantized(found: Integers, bits: int, *, symmetric: bool, g_idx: bool = False) -> Parts:
     parts = {
         "weight_packed": np.array([words_of(row, bits) for row in found.codes], np.int32),
         "weight_scale": found.scale,
         "weight_shape": np.array(found.codes.shape, np.int64),
+        **({"weight_g_idx": found.group.astype(np.int32)} if g_idx else {}),
     }
     zeros = np.array([words_of(column, bits) for column in found.zero.T], np.int32).T
     return parts if symmetric else {**parts, "weight_zero_point": zeros}
@@ -197,6 +198,11 @@ def ct_config(bits: int, *, strategy: str, symmetric: bool, size: int | None = N
     }
 
 
+def act_order(name: str, columns: int) -> np.ndarray:
+    """Columns in the order in which they get their groups: of each layer another one, as the Hessians say."""
+    return np.random.default_rng(list(name.encode())).permutation(columns)
+
+
 CASES = {
     "gptq symmetric": Case(
         "llama", 4, 32, True, lambda x: gptq(x, 4, first=True),
@@ -217,6 +223,20 @@ CASES = {
     "gptq 8 bits of channels": Case(
         "gpt2", 8, -1, True, lambda x: gptq(x, 8, first=True),
         {"quant_method": "gptq", "bits": 8, "group_size": -1, "sym": True},
+    ),
+    "gptq in act order": Case(
+        "llama", 4, 32, False, lambda x: gptq(x, 4, first=True),
+        {"quant_method": "gptq", "bits": 4, "group_size": 32, "sym": False, "desc_act": True, **GPTQMODEL},
+        order=act_order, has_positive_rows=True,
+    ),
+    "gptq in act order of channels": Case(
+        "gpt2", 8, 16, True, lambda x: gptq(x, 8, first=False),
+        {"quant_method": "gptq", "bits": 8, "group_size": 16, "checkpoint_format": "gptq_v2", "desc_act": True},
+        order=act_order,
+    ),
+    "pack-quantized in act order": Case(
+        "llama", 3, 32, False, lambda x: pack_quantized(x, 3, symmetric=False, g_idx=True),
+        ct_config(3, strategy="group", symmetric=False, size=32), order=act_order,
     ),
     "gptq experts": Case(
         "mixtral", 4, 32, False, lambda x: gptq(x, 4, first=False),

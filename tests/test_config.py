@@ -10,7 +10,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qllm_hf.config import ALIASES, FORMAT, NEWER_FLAGS, OTHER_KEYS, RUNTIME_KEYS, SCHEME_KEYS, WEIGHT_KEYS, QllmConfig
+from qllm_hf.config import (
+    ALIASES,
+    FORMAT,
+    NEWER_FLAGS,
+    NEWER_KEYS,
+    OTHER_KEYS,
+    RUNTIME_KEYS,
+    SCHEME_KEYS,
+    WEIGHT_KEYS,
+    QllmConfig,
+)
 from qllm_hf.errors import CheckpointError, ConfigError, QllmError, SchemeError
 from qllm_hf.scheme import ALLOWED_BITS, FLOAT_BITS, Scheme
 
@@ -83,7 +93,9 @@ def test_dict_of_a_config_is_what_config_json_holds():
         "calibration": None,
         "input_scales": None,
     }
-    assert {"quant_method", *SCHEME_KEYS, *OTHER_KEYS} == {*dict(config), *NEWER_FLAGS}
+    assert {"quant_method", *SCHEME_KEYS, *OTHER_KEYS} == {*dict(config), *NEWER_KEYS}
+    assert dict(QllmConfig(w=4, input_orders=["*.up_proj"]))["input_orders"] == ["*.up_proj"]
+    assert "input_orders" not in dict(QllmConfig(w=4, input_orders=[]))
     for name in NEWER_FLAGS:
         assert dict(QllmConfig(w=4, **{name: True}))[name] is True
         assert name not in dict(QllmConfig(w=4, **{name: False})), "older configs compare equal"

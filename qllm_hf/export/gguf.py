@@ -195,10 +195,9 @@ def _name(names: Any, stored: str) -> str:
 def _block(weight: StoredWeight) -> Block:
     entry = weight.entry
     assert entry.weight is not None
-    if entry.kind != "linear" or entry.input_scale:
-        raise ModelError(
-            f"{entry.module}: {'an input scale' if entry.input_scale else entry.kind} is not exported to GGUF."
-        )
+    beside = "an input scale" if entry.input_scale else "an order of inputs" if entry.input_order else ""
+    if entry.kind != "linear" or beside:
+        raise ModelError(f"{entry.module}: {beside or entry.kind} is not exported to GGUF.")
     columns, size = entry.shape[-1], entry.weight.group_size
     if columns % BLOCK or (size not in (PER_ROW, PER_TENSOR) and size % BLOCK):
         raise ModelError(

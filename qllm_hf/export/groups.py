@@ -75,6 +75,12 @@ def group_of(entry: Entry) -> Group:
             f"compressed-tensors cannot say that. Quantize with --method gptq, or keep the layer: --keep "
             f"{entry.module!r}; or export --format float, which multiplies the vector into the weight."
         )
+    if entry.input_order:
+        raise ModelError(
+            f"{entry.module} reads its input in a stored order (act order), which is not written as "
+            "compressed-tensors. Use the checkpoint that it was imported from, or export --format float, which puts "
+            "the columns back."
+        )
     grouped = 0 < spec.group_size < length
     if grouped and length % spec.group_size:
         raise ModelError(

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from torch import Tensor
 
+from ..input_order import in_own_order
 from ..safetensors_stream import DTYPES, Item
 from .stored import Piece, StoredModel, StoredWeight
 
@@ -28,6 +29,9 @@ def plain_items(stored: StoredModel, weight: StoredWeight) -> Iterator[Item]:
 
 def _matrix(stored: StoredModel, weight: StoredWeight, piece: Piece) -> Tensor:
     matrix = stored.packed(weight, None if piece.expert is None else piece).decode()
+    input_order = stored.input_order(weight)
+    if input_order is not None:
+        matrix = in_own_order(matrix, input_order)
     input_scale = stored.input_scale(weight)
     if input_scale is not None:
         matrix = matrix * input_scale.to(matrix.dtype)

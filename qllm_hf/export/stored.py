@@ -20,9 +20,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 
-from ..checkpoint import PACKED, SCALE, ZERO_POINT, Checkpoint, read_checkpoint
+from ..checkpoint import ORDER, PACKED, SCALE, ZERO_POINT, Checkpoint, read_checkpoint
 from ..config import QllmConfig
 from ..errors import CheckpointError
+from ..input_order import check_stored_orders
 from ..loading import check_stored, config_dict, local_folder, model_on_meta, quantization_of
 from ..packed import PackedTensor
 from ..plan import Entry, Plan, make_plan
@@ -61,6 +62,11 @@ class StoredWeight:
         return self.base.removesuffix(WEIGHT) + ".input_scale"
 
     @property
+    def input_order_name(self) -> str:
+        """Name of the order that the layer reads its input in, where it has one."""
+        return self.base.removesuffix(WEIGHT) + ORDER
+
+    @property
     def layers(self) -> tuple[str, ...]:
         """Names of the layers that it stands for: as float checkpoints have them, and transformers where it differs."""
         names = [piece.name.removesuffix(WEIGHT) for piece in self.pieces]
@@ -97,6 +103,7 @@ class StoredModel:
             self._files |= dict.fromkeys(handle.keys(), handle)
         parts = {weight.base + end for weight in self.weights for end in (PACKED, SCALE, ZERO_POINT)}
         parts |= {weight.input_scale_name for weight in self.weights if weight.entry.input_scale}
+        parts |= {weight.input_order_name for weight in self.weights if weight.entry.input_order}
         guards = {weight.base for weight in self.weights}
         self.others = [name for name in checkpoint.tensors if name not in parts | guards]
 
@@ -139,6 +146,12 @@ class StoredModel:
         if not weight.entry.input_scale:
             return None
         return self.tensor(weight.input_scale_name)
+
+    def input_order(self, weight: StoredWeight) -> Tensor | None:
+        """Which input each column of the packed rows multiplies, int32 [I], or None."""
+        if not weight.entry.input_order:
+            return None
+        return self.tensor(weight.input_order_name)
 
     def packed(self, weight: StoredWeight, piece: Piece | None = None) -> PackedTensor:
         """A piece of a packed weight [O, I], or all of it; only these rows are read.
@@ -185,6 +198,7 @@ def open_stored(name_or_path: str, *, trust_remote_code: bool = False) -> Iterat
     model = model_on_meta(name_or_path, trust_remote_code=trust_remote_code)
     check_stored(model, config, checkpoint)
     with StoredModel(folder, config, checkpoint, model) as stored:
+        check_stored_orders(checkpoint.files, sum(weight.entry.input_order for weight in stored.weights))
         yield stored
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Literal
 
 from transformers import PreTrainedModel
@@ -28,7 +28,12 @@ def every_weight(model: PreTrainedModel) -> Plan:
 
 
 def result_config(
-    model: PreTrainedModel, peer: Peer, specs: Mapping[str, Spec], inputs: Mapping[str, Inputs | None], symmetric: bool
+    model: PreTrainedModel,
+    peer: Peer,
+    specs: Mapping[str, Spec],
+    inputs: Mapping[str, Inputs | None],
+    symmetric: bool,
+    ordered: Collection[str],
 ) -> QllmConfig:
     """The config under which exactly these weights are packed, in this way.
 
@@ -36,6 +41,7 @@ def result_config(
         specs: full name of a weight of the model -> bits and group size.
         inputs: the same -> how its input is quantized from now on, or None.
         symmetric: no zero points are stored.
+        ordered: full names of weights whose columns are stored in another order.
 
     Raises:
         CheckpointError: the files hold a quantized layer that has to stay in floating point here, or a layer is
@@ -66,6 +72,7 @@ def result_config(
         quantize_routers=any(_is_router(model, entries[name]) for name in specs),
         method=_METHODS.get((peer.method, peer.made_by.split(" ")[0]), RTN),
         calibration=origin(peer),
+        input_orders=patterns_of({entries[name].module for name in ordered}, every),
     )
     planned = {entry.name: entry.weight for entry in make_plan(model, config, check_patterns=False).quantized()}
     _check_same(planned, specs, entries)

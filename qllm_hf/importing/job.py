@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ..checkpoint import PACKED, SCALE, ZERO_POINT, Checkpoint, StoredTensor
+from ..checkpoint import ORDER, PACKED, SCALE, ZERO_POINT, Checkpoint, StoredTensor
 from ..errors import CheckpointError
 from ..packed import packed_shapes
 from ..packing import pack
@@ -37,20 +37,28 @@ class Job:
         stored = find_layers(checkpoint, peer)
         self.targets: dict[str, Target] = {}
         self.layers: dict[str, Layer] = {}
+        self.orders: dict[str, Tensor] = {}
         for target in names.targets(stored, known):
             entry = _entry_of(target, entries)
             self.targets[target.weight] = target
             for name in target.members:
                 self.layers[name] = stored[name].measured(entry.shape[-1], peer.stated(name))
-                self.layers[name].check_order(tensors)
             _check_members(target, entry, self.layers)
+            order = _order(target, entry, self.layers, tensors)
+            if order is not None:
+                self.orders[target.weight] = order
         specs = {weight: self.layers[target.members[0]].spec for weight, target in self.targets.items()}
         self.symmetric = all(layer.has_constant_zero_points(tensors) for layer in self.layers.values())
         inputs = {
             weight: quantized_inputs(peer, target.members, activations) for weight, target in self.targets.items()
         }
-        self.config = result_config(model, peer, specs, inputs, self.symmetric)
+        self.config = result_config(model, peer, specs, inputs, self.symmetric, self.orders)
         self.plan = make_plan(model, self.config, check_patterns=False)
+        if self.orders:
+            self.notes.append(
+                f"{len(self.orders)} layers are in act order: their input is put in a stored order before each "
+                "product, and tensor parallelism can only cut their output channels."
+            )
         self.dtype = self._dtype(checkpoint.config, model)
         self.copied = self._copied(checkpoint, names, known)
         self.stored_names = {weight: self._stored_name(target, names, known) for weight, target in self.targets.items()}
@@ -68,11 +76,11 @@ class Job:
         assert entry.weight is not None
         target, name, spec = self.targets[entry.name], self.stored_names[entry.name], entry.weight
         scale_dtype = self.layers[target.members[0]].scale_dtype
-        shapes = packed_shapes(entry.shape, spec, scale_dtype)
+        shapes, order = packed_shapes(entry.shape, spec, scale_dtype), self.orders.get(entry.name)
 
         def made(part: str) -> Callable[[], Tensor]:
             make: Mapping[str, Callable[[Layer], Tensor]] = {
-                "words": lambda layer: pack(layer.codes(self.tensors), spec.bits),
+                "words": lambda layer: pack(layer.codes(self.tensors, order), spec.bits),
                 "scale": lambda layer: layer.scale(self.tensors),
                 "zero_point": lambda layer: layer.zero_points(self.tensors),
             }
@@ -82,6 +90,8 @@ class Job:
             if part in shapes:
                 shape, dtype = shapes[part]
                 yield Item(name + suffix, dtype, shape, made(part))
+        if order is not None:
+            yield Item(name.removesuffix(".weight") + ORDER, torch.int32, tuple(order.shape), lambda: order)
 
     def _dtype(self, config: Mapping[str, Any], model: PreTrainedModel) -> torch.dtype:
         """The narrowest dtype in which the model's floats and all scales are exact."""
@@ -126,8 +136,11 @@ class Job:
         """The name of a weight in our files: as in the files it came from, or else as in the model."""
         own = target.members[0] + ".weight"
         packed = {weight + PACKED: True for weight in self.targets}
+        orders = {weight.removesuffix(".weight") + ORDER: True for weight in self.orders}
         for name in (own, target.weight):
-            if names.of(name + PACKED, packed)[0] == target.weight + PACKED:
+            order = names.of(name.removesuffix(".weight") + ORDER, orders)[0]
+            finds_order = target.weight not in self.orders or order == target.weight.removesuffix(".weight") + ORDER
+            if names.of(name + PACKED, packed)[0] == target.weight + PACKED and finds_order:
                 return name
         raise CheckpointError(f"{target.weight}: no name in the files leads transformers to it once it is packed.")
 
@@ -163,6 +176,23 @@ def _check_members(target: Target, entry: Entry, layers: Mapping[str, Layer]) ->
         )
     if first.form.groups == 0 and len(target.members) > 1:
         raise CheckpointError(f"{target.weight} is made of layers with one scale each, and has room for one in all.")
+
+
+def _order(target: Target, entry: Entry, layers: Mapping[str, Layer], tensors: Tensors) -> Tensor | None:
+    """The order of a weight's columns. Raises CheckpointError if its layers do not share one, or it can have none."""
+    orders = [layers[name].order(tensors) for name in target.members]
+    if len({None if order is None else tuple(order.tolist()) for order in orders}) > 1:
+        raise CheckpointError(
+            f"{target.weight} is made of {len(target.members)} layers, {target.members[0]} among them, whose groups "
+            "are of different columns (act order, desc_act=True): its rows can only have one order. Take a checkpoint "
+            "with desc_act=False, or one with one group per channel."
+        )
+    if orders[0] is not None and entry.kind == "experts":
+        raise CheckpointError(
+            f"{target.weight}: its groups are not runs of neighbouring columns (act order, desc_act=True), which rows "
+            "of experts cannot say. Take a checkpoint with desc_act=False, or one with one group per channel."
+        )
+    return orders[0]
 
 
 def _merged(target: Target, make: Callable[[str], Tensor]) -> Tensor:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..checkpoint import Checkpoint, StoredTensor
 from ..errors import CheckpointError
+from ..input_order import sorted_by_group
 from ..safetensors_stream import DTYPES
 from ..scheme import Spec
 from .layouts import Form, Layout, Stated, spec_of
@@ -69,14 +70,15 @@ class Layer:
         """The dtype of its scales."""
         return DTYPES[self.shapes[self.layout.scale_part].dtype]
 
-    def codes(self, tensors: Tensors) -> Tensor:
-        """uint8 [O, I].
+    def codes(self, tensors: Tensors, order: Tensor | None = None) -> Tensor:
+        """uint8 [O, I], its columns in `order` if one is given.
 
         Raises:
             CheckpointError: it holds no integers of its bits.
         """
         with _naming(self.name):
-            return self.layout.codes(self._parts(tensors), self.form, self.length).contiguous()
+            codes = self.layout.codes(self._parts(tensors), self.form, self.length)
+        return codes.contiguous() if order is None else codes.index_select(-1, order)
 
     def scale(self, tensors: Tensors) -> Tensor:
         """[O, G] as stored. Raises CheckpointError if one is not finite."""
@@ -110,17 +112,21 @@ class Layer:
     def _parts(self, tensors: Tensors) -> dict[str, Tensor]:
         return {part: tensors[f"{self.name}.{part}"] for part in self.shapes}
 
-    def check_order(self, tensors: Tensors) -> None:
-        """Raises CheckpointError if its groups are not runs of neighbouring columns."""
+    def order(self, tensors: Tensors) -> Tensor | None:
+        """int32 [I]: the order of its columns in which groups are runs of neighbours; None where they are (act order,
+        desc_act=True, gives them to columns in any order).
+
+        Raises:
+            CheckpointError: its groups have not all the same number of columns.
+        """
         part = next((part for part in ("g_idx", "weight_g_idx") if part in self.shapes), None)
         if part is None or self.form.groups <= 1:
-            return
-        plain = torch.arange(self.length) // self.spec.group_size
-        if not torch.equal(tensors[f"{self.name}.{part}"].to(torch.int64), plain):
-            raise CheckpointError(
-                f"{self.name}.{part}: its groups are not runs of neighbouring columns (act order, desc_act=True), "
-                "which our rows cannot say. Take a checkpoint with desc_act=False, or one with one group per channel."
-            )
+            return None
+        groups = tensors[f"{self.name}.{part}"]
+        if part == "weight_g_idx" and bool((groups == -1).all()):  # as compressed-tensors makes it, and never filled
+            return None
+        with _naming(f"{self.name}.{part}"):
+            return sorted_by_group(groups, self.spec.group_size)
 
 
 def find_layers(checkpoint: Checkpoint, peer: Peer) -> dict[str, Stored]:

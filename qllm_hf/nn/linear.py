@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ModelError
+from ..input_order import in_own_order
 from ..ops import Shortcut, linear
 from ..ordinary import is_ordinary
 from ..packed import PackedTensor
@@ -24,6 +25,8 @@ class PackedLinear(PackedModule, nn.Linear):
     Attributes:
         input_scale: [I], what the input is multiplied by first, or None. A method that moves magnitude from
             activations into weights puts it here where no earlier layer can take it.
+        input_order: int32 [I], or None: column k of the packed row multiplies input order[k], after its scale. Rows of
+            other libraries whose groups are not runs of neighbouring columns are stored so.
         transposed: the layer stands for a Conv1D, whose float weight is [I, O]; what is packed is [O, I] all the same.
     """
 
@@ -42,6 +45,7 @@ class PackedLinear(PackedModule, nn.Linear):
         device: torch.device | str = "cpu",
         transposed: bool = False,
         input_scale: bool = False,
+        input_order: bool = False,
     ) -> None:
         nn.Module.__init__(self)
         self.in_features, self.out_features = in_features, out_features
@@ -50,11 +54,12 @@ class PackedLinear(PackedModule, nn.Linear):
         self.activation_spec = activation
         self.declare_packed("weight", (out_features, in_features), spec, dtype, device)
 
-        def vector(length: int) -> nn.Parameter:
+        def vector(length: int, dtype: torch.dtype = dtype) -> nn.Parameter:
             return nn.Parameter(torch.empty(length, dtype=dtype, device=device), requires_grad=False)
 
         self.register_parameter("bias", vector(out_features) if bias else None)
         self.register_parameter("input_scale", vector(in_features) if input_scale else None)
+        self.register_parameter("input_order", vector(in_features, torch.int32) if input_order else None)
 
     def pack(self, weight: Tensor) -> PackedTensor:
         """The packed form of a float weight in this layer's own orientation."""
@@ -93,15 +98,24 @@ class PackedLinear(PackedModule, nn.Linear):
         parameter._is_hf_initialized = True  # type: ignore[attr-defined]  # as transformers marks what it loaded
         self.input_scale = parameter
 
+    def assign_input_order(self, order: Tensor) -> None:
+        """Set which input each column of the packed row multiplies, int32 [I]."""
+        parameter = nn.Parameter(order, requires_grad=False)
+        parameter._is_hf_initialized = True  # type: ignore[attr-defined]  # as transformers marks what it loaded
+        self.input_order = parameter
+
     def float_matrix(self, dtype: torch.dtype | None = None) -> Tensor:
         """What the layer multiplies its input by, [O, I] in the dtype of the scales or `dtype`."""
         matrix = self.packed("weight").decode(dtype)
-        input_scale = local(self.input_scale)
+        input_scale, input_order = local(self.input_scale), local(self.input_order)
+        if input_order is not None:
+            matrix = in_own_order(matrix, input_order)
         return matrix if input_scale is None else matrix * input_scale.to(matrix.dtype)
 
     def packed_names(self) -> list[str]:
-        """Names of all parameters that hold packed weights, the scale of the input among them."""
-        return super().packed_names() + (["input_scale"] if self.input_scale is not None else [])
+        """Names of all parameters that hold packed weights, scale and order of the input among them."""
+        beside = [name for name in ("input_scale", "input_order") if self._parameters[name] is not None]
+        return super().packed_names() + beside
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "weight" and "weight" not in self._parameters:
@@ -110,9 +124,11 @@ class PackedLinear(PackedModule, nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         parameters = self._parameters
-        input_scale = parameters["input_scale"]
+        input_scale, input_order = parameters["input_scale"], parameters["input_order"]
         if input_scale is not None:
             x = x * input_scale.to(x.dtype)
+        if input_order is not None:
+            x = x.index_select(-1, input_order)  # which checks that it reads inside of x
         if self.range_group is not None or not is_ordinary(x):
             return self._product(x)
         if self.siblings is not None:

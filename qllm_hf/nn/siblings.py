@@ -24,13 +24,15 @@ if TYPE_CHECKING:
 class Siblings:
     """Some packed layers that share their input, the one that is called first in front.
 
-    They take part if they have as many in_features, quantize activations alike, and none scales its input.
+    They take part if they have as many in_features, quantize activations alike, and none scales or reorders its input.
     """
 
     def __init__(self, layers: Sequence[PackedLinear]) -> None:
         self.layers = tuple(layers)
-        kinds = {(layer.in_features, layer.activation_spec, layer.input_scale is None) for layer in layers}
-        self.apart = len(kinds) > 1 or not all(kind[2] for kind in kinds)
+        kinds = {(layer.in_features, layer.activation_spec) for layer in layers}
+        self.apart = len(kinds) > 1 or any(
+            layer.input_scale is not None or layer.input_order is not None for layer in layers
+        )
         self._shortcut: Shortcut | None = None
         # the input, its version, and the results that were not taken yet: one object, so that threads cannot mix two
         self._kept: tuple[Tensor, int, dict[int, Tensor]] | None = None

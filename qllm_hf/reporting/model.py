@@ -137,4 +137,6 @@ def _method_notes(config: QllmConfig) -> tuple[str, ...]:
         notes = ["codes chosen by {made_by}, imported from {quant_method}".format_map(config.imported)]
     if config.input_scales:
         notes.append(f"{', '.join(config.input_scales)}: the input is multiplied by a stored vector first")
+    if config.input_orders:
+        notes.append(f"{', '.join(config.input_orders)}: the input is read in a stored order (act order)")
     return tuple(notes)

@@ -50,13 +50,15 @@ def packed_weights(model: nn.Module, plan: Plan) -> list[PackedWeight]:
             parts = {part: module._parameters.get(name + suffix) for part, suffix in SUFFIXES.items()}
             words, scale = parts["words"], parts["scale"]
             assert words is not None and scale is not None
+            order = getattr(module, "input_order", None)
+            order_bytes = 0 if order is None else _nbytes(order)
             elements = words.shape[:-1].numel() * length
             found[id(words)] = PackedWeight(
                 how=(_kind(module) if head is None else "head", spec, activation_bits),
                 elements=elements,
                 bytes_before=0 if beside else elements * scale.element_size(),
-                bytes_after=sum(_nbytes(tensor) for tensor in parts.values() if tensor is not None),
-                expected_bits=elements * spec.bits_per_element(length, 8 * scale.element_size()),
+                bytes_after=sum(_nbytes(tensor) for tensor in parts.values() if tensor is not None) + order_bytes,
+                expected_bits=elements * spec.bits_per_element(length, 8 * scale.element_size()) + 8 * order_bytes,
                 is_head=head is not None,
                 beside=beside,
             )

@@ -84,6 +84,10 @@ class QllmVllmConfig(QuantizationConfig):
                 )
             if entry.input_scale:
                 raise ModelError(f"{entry.module}: an input scale cannot be served by vLLM. Use `qllm-hf serve`.")
+            if entry.input_order:
+                raise ModelError(
+                    f"{entry.module}: an order of inputs (act order) cannot be served by vLLM. Use `qllm-hf serve`."
+                )
             if entry.weight is not None and entry.weight.group_size == PER_TENSOR:
                 raise ModelError(f"{entry.module}: one scale per matrix cannot be joined with others in vLLM.")
         self.entries = {entry.module: entry for entry in entries}

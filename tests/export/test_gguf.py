@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from checkpoints import give_input_order
 from tiny_models import float_model
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
@@ -108,6 +109,11 @@ def test_what_gguf_cannot_hold(floats, tmp_path):
         quantized(floats, tmp_path / str(number), **scheme)
         with pytest.raises(ModelError, match=message):
             export_gguf(str(tmp_path / str(number)), tmp_path / "out" / "model.gguf")
+    model = quantized(floats, tmp_path / "unordered", w=4, w_group_size=32)
+    give_input_order(model, "model.layers.0.self_attn.q_proj")
+    model.save_pretrained(tmp_path / "ordered")
+    with pytest.raises(ModelError, match="an order of inputs"):
+        export_gguf(str(tmp_path / "ordered"), tmp_path / "out" / "model.gguf")
     assert not list((tmp_path / "out").glob("*")), "something was left behind"
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from checkpoints import load
+from checkpoints import give_input_order, load
 from safetensors import safe_open
 from tiny_models import LLAMA, float_model
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, AutoTokenizer, CompressedTensorsConfig
@@ -190,6 +190,19 @@ def test_layers_that_scale_their_input(packed, tmp_path, tokens):
         export_checkpoint(str(folder), tmp_path / "out")
     export_checkpoint(str(folder), tmp_path / "plain", format="float")
     assert_same(reloaded(tmp_path / "plain", dequantize=False), as_float(folder), tokens)
+
+
+def test_layers_that_reorder_their_input(packed, tmp_path, tokens):
+    model = load(packed(w=4, w_symmetric=True, w_group_size=64), None)
+    give_input_order(model, "model.layers.1.mlp.down_proj", "model.layers.0.self_attn.q_proj")
+    folder = save_model(model, None, tmp_path / "ordered")
+    with pytest.raises(ModelError, match=r"layers.0.self_attn.q_proj reads its input in a stored order"):
+        export_checkpoint(str(folder), tmp_path / "out")
+    export_checkpoint(str(folder), tmp_path / "plain", format="float")
+    plain, wanted = reloaded(tmp_path / "plain", dequantize=False), as_float(folder)
+    assert all(tensor.equal(wanted.state_dict()[name]) for name, tensor in plain.state_dict().items())
+    assert_same(plain, wanted, tokens)
+    assert (said(plain, tokens)[0] - said(model, tokens)[0]).abs().max() < 1e-3
 
 
 def _give_input_scale(folder: Path, module: str) -> None:

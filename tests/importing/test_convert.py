@@ -24,6 +24,9 @@ SCHEMES = {
     "gptq 3 bits": ("W3g32", False, "gptq"),
     "gptq_v2 2 bits": ("W2g32", False, "gptq"),
     "gptq 8 bits of channels": ("W8g-1", True, "gptq"),
+    "gptq in act order": ("W4g32", False, "gptq"),
+    "gptq in act order of channels": ("W8g16", True, "gptq"),
+    "pack-quantized in act order": ("W3g32", False, "rtn"),
     "gptq experts": ("W4g32", False, "gptq"),
     "awq": ("W4g32", False, "awq"),
     "auto-round": ("W4g32", True, "rtn"),
@@ -55,7 +58,7 @@ def weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     found = {}
     for name, module in model.named_modules():
         if isinstance(module, PackedLinear):
-            matrix = module.packed("weight").decode(torch.float32)
+            matrix = module.float_matrix(torch.float32)
             found[f"{name}.weight"] = matrix.T if module.transposed else matrix
         elif isinstance(module, PackedExperts):
             found |= {f"{name}.{weight}": module.unpack(weight, torch.float32) for weight in module.weight_specs}

@@ -112,8 +112,20 @@ def without_expert(tensors: Tensors) -> None:
         del tensors[name]
 
 
-def act_order(tensors: Tensors) -> None:
-    tensors[f"{LAYER}.g_idx"] = tensors[f"{LAYER}.g_idx"].flip(0)
+def group_of_first_column(group: int) -> Callable[[Tensors], None]:
+    def change(tensors: Tensors) -> None:
+        tensors[f"{LAYER}.g_idx"][0] = group
+
+    return change
+
+
+def act_order(experts: str) -> Callable[[Tensors], None]:
+    def change(tensors: Tensors) -> None:
+        for name in [name for name in tensors if experts in name and name.endswith("weight_packed")]:
+            columns = int(tensors[name.replace("packed", "shape")][1])
+            tensors[name.replace("packed", "g_idx")] = (torch.arange(columns) // 32).flip(0)
+
+    return change
 
 
 def spoil_scale(tensors: Tensors) -> None:
@@ -139,7 +151,15 @@ def with_part(part: str, value: float) -> Callable[[Tensors], None]:
         ("gptq symmetric", less("qweight", slice(7)), [LAYER, "no dense stream of 2, 3, 4, 8 bits"]),
         ("gptq symmetric", less("qweight", slice(None), slice(80)), [LAYER, "scales has the shape"]),
         ("gptq symmetric", spoil_scale, [LAYER, "NaN"]),
-        ("gptq symmetric", act_order, [f"{LAYER}.g_idx", "desc_act=False"]),
+        ("gptq symmetric", group_of_first_column(1), [f"{LAYER}.g_idx", "not of 32 columns each"]),
+        ("gptq symmetric", group_of_first_column(2), [f"{LAYER}.g_idx", "not of 32 columns each"]),
+        ("gptq symmetric", group_of_first_column(-1), [f"{LAYER}.g_idx", "not of 32 columns each"]),
+        (
+            "pack-quantized experts",
+            act_order(".experts."),
+            ["experts.down_proj", "rows of experts", "desc_act=False"],
+        ),
+        ("pack-quantized experts", act_order(".experts.2.up_proj"), ["8 layers", "experts.gate_up_proj", "one order"]),
         ("gptq symmetric", with_part("rotation", 1.0), [f"{LAYER}.rotation", "not known"]),
         ("gptq symmetric", with_part("bias", 1.0), [f"{LAYER}.bias"]),
         ("awq", less("qweight", slice(60)), [LAYER, "qweight has the shape [60, 11], and [64, 11]"]),

@@ -11,6 +11,7 @@ from transformers.pytorch_utils import Conv1D
 
 from qllm_hf.errors import CheckpointError, ModelError
 from qllm_hf.nn import PackedLinear
+from qllm_hf.packed import PackedTensor
 from qllm_hf.scheme import PER_ROW, Spec
 from qllm_hf.uniform import fake_quantize
 
@@ -161,6 +162,54 @@ def test_weight_is_the_placeholder_while_loading():
     packed.add_placeholder(torch.bfloat16)
     assert packed.weight.is_meta
     assert (packed.weight.shape, packed.weight.dtype) == ((IN, OUT), torch.bfloat16)
+
+
+@layers
+@pytest.mark.parametrize("activation", [None, Spec(8, PER_ROW)], ids=["float inputs", "a8"])
+@pytest.mark.parametrize("scaled", [False, True], ids=["", "scaled"])
+def test_input_is_scaled_and_then_put_in_order(kind, activation, scaled):
+    """Column k of the packed row belongs to input order[k], whose scale is scale[order[k]]."""
+    layer, spec, order = float_layer(kind), Spec(4, 32), torch.randperm(IN)
+    matrix = layer.weight.data.t() if isinstance(layer, Conv1D) else layer.weight.data
+    bias, transposed = layer.bias is not None, isinstance(layer, Conv1D)
+    packed = PackedLinear(
+        IN, OUT, bias=bias, spec=spec, activation=activation, transposed=transposed,
+        input_scale=scaled, input_order=True,
+    )  # fmt: skip
+    packed.assign_packed("weight", PackedTensor.encode_weight(matrix[:, order].contiguous(), spec))
+    packed.assign_input_order(order.int())
+    packed.bias = layer.bias
+    scale = torch.rand(IN) + 0.5 if scaled else torch.ones(IN)
+    if scaled:
+        packed.assign_input_scale(scale)
+    meant = torch.empty(OUT, IN)
+    for place, column in enumerate(order.tolist()):
+        meant[:, column] = fake_quantize(matrix[:, order].contiguous(), spec)[:, place]
+    x = torch.randn(2, 5, IN)
+    on_grid = x * scale if activation is None else fake_quantize(x * scale, activation)
+    rounded = nn.Linear(IN, OUT, bias=bias)
+    rounded.weight.data, rounded.bias = meant, layer.bias
+    for _ in range(3):  # what the first call prepares serves the others
+        assert ((packed(x) - rounded(on_grid)).abs() <= tolerance(on_grid, rounded)).all()
+    assert packed.float_matrix().equal(meant * scale)
+    assert packed.weight.equal((meant * scale).t() if transposed else meant * scale)
+    plain = copy.deepcopy(packed)
+    plain.input_order = None
+    assert ((plain(x) - rounded(on_grid)).abs() > tolerance(on_grid, rounded)).any(), "the order matters"
+    with_gradient, reference = (x.clone().requires_grad_() for _ in range(2))
+    packed(with_gradient).sum().backward()
+    (rounded(reference * scale)).sum().backward()
+    torch.testing.assert_close(with_gradient.grad, reference.grad)
+    assert packed.packed_names()[3:] == ["input_scale"] * scaled + ["input_order"]
+
+
+@pytest.mark.parametrize("wrong", [-1, IN])
+def test_nothing_is_read_outside_of_the_input(wrong):
+    packed = PackedLinear(IN, OUT, bias=False, spec=Spec(4, 32), input_order=True)
+    packed.assign_packed("weight", packed.pack(torch.randn(OUT, IN)))
+    packed.assign_input_order(torch.full((IN,), wrong, dtype=torch.int32))
+    with pytest.raises((IndexError, RuntimeError), match="out of"):
+        packed(torch.randn(1, IN))
 
 
 def test_what_was_never_loaded_says_so():

@@ -9,7 +9,7 @@ from tiny_models import float_model
 
 from qllm_hf import QllmConfig, quantize_
 from qllm_hf.native import is_there
-from qllm_hf.nn import PackedLinear
+from qllm_hf.nn import PackedLinear, Siblings
 from qllm_hf.scheme import Scheme
 
 pytestmark = pytest.mark.skipif(not is_there(), reason="needs the CPU kernels: see `qllm-hf env`")
@@ -54,6 +54,23 @@ def test_the_first_layer_computes_for_all(monkeypatch):
         assert attn.v_proj(x).shape[-1] == attn.v_proj.out_features
         with pytest.raises(TypeError):
             attn.v_proj(x.clone())
+
+
+def test_layers_that_reorder_their_input_stay_apart():
+    attn = attention()
+    order = torch.randperm(attn.q_proj.in_features)
+    attn.k_proj.assign_input_order(order.int())
+    layers = [attn.get_submodule(name) for name in NAMES]
+    siblings = Siblings(layers)
+    for layer in layers:
+        layer.siblings = siblings
+    assert siblings.apart
+    x = torch.randn(1, 4, len(order))
+    with torch.no_grad():
+        for layer in layers:
+            torch.testing.assert_close(layer(x), x @ layer.float_matrix().T, rtol=0.1, atol=0.1)
+            assert torch.equal(layer(x), apart(layer, x))
+        assert not torch.allclose(attn.k_proj(x[..., order.argsort()]), attn.k_proj(x), rtol=0.1, atol=0.1)
 
 
 def test_an_input_that_was_changed_in_between_is_not_mistaken():

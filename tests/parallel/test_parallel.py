@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import parallel_ranks
 import pytest
 import torch
+from checkpoints import give_input_order
 from safetensors.torch import load_file
 from tiny_models import MODELS, float_model, on_one_thread, prompt
 from transformers import AutoModelForCausalLM
@@ -50,7 +51,7 @@ SCHEMES = {
     "g16": {"w": 4, "a": 8, "kv": 4, "w_group_size": 16},
 }
 SCHEMES["blocks"] = {"w": 4, "a": 8, "kv": 4, "w_group_size": 64}
-SCHEMES["scaled"] = SCHEMES["w4a8"]
+SCHEMES["scaled"] = SCHEMES["ordered"] = SCHEMES["w4a8"]
 
 
 class Case(NamedTuple):
@@ -80,6 +81,7 @@ CASES = [
     Case("mixtral", "row", "float"),
     Case("mixtral", "matrix", "packed"),
     Case("biased", "scaled", "packed"),
+    Case("biased", "ordered", "packed"),
     Case("biased", "g16", "float", 4),
     Case("biased", "g16", "packed", 4),
     Case("llama", "w4kv8", "packed", 2, {"generate": {"cache_implementation": "static"}}),
@@ -125,6 +127,9 @@ def save_packed(path, scheme, folder):
         for layer in model.model.layers:
             for module in (layer.mlp.up_proj, layer.mlp.down_proj):
                 module.assign_input_scale(torch.linspace(0.5, 2, module.in_features))
+    if scheme == "ordered":  # as import leaves it
+        names = [name for name, _ in model.named_modules() if name.endswith(("up_proj", "q_proj"))]
+        give_input_order(model, *names)
     model.save_pretrained(folder)
 
 
@@ -191,7 +196,7 @@ def test_each_process_holds_its_part(folder, case):
         assert {part["cache_bytes"] for part in parts} == {alone["cache_bytes"] // share}
     packed = sum(part["packed_bytes"] for part in parts)
     assert alone["packed_bytes"] <= packed < 1.05 * alone["packed_bytes"]  # one scale for a row is in each of them
-    if case.scheme not in ("row", "matrix", "scaled"):
+    if case.scheme not in ("row", "matrix", "scaled", "ordered"):
         assert {part["packed_bytes"] for part in parts} == {alone["packed_bytes"] // case.size}
     assert all(part["weight_bytes"] < alone["weight_bytes"] for part in parts)
 

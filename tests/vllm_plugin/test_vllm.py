@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from checkpoints import give_input_order
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from qllm_hf import QllmConfig
@@ -90,11 +91,13 @@ def tokens_of(done: subprocess.CompletedProcess[str]) -> list[list[int]]:
     return json.loads(lines[0].removeprefix("TOKENS"))
 
 
-def saved(folder: Path, name: str, scheme: str, **options):
+def saved(folder: Path, name: str, scheme: str, ordered: str = "", **options):
     """A packed checkpoint, and the tokens that transformers writes with it."""
     from qllm_hf import quantize_
 
     model = quantize_(float_model(name), QllmConfig.from_scheme(scheme, **options)).eval()
+    if ordered:  # as import leaves a layer in act order
+        give_input_order(model, ordered)
     tokenizer = load_tokenizer("reference")
     save_model(model, tokenizer, folder)
     written = []
@@ -140,6 +143,7 @@ def test_vllm_writes_what_transformers_writes(tmp_path, name, scheme, options, e
         ("qwen2", "W4", {"overrides": {"*.q_proj": "W8"}}, "which are packed in different ways here"),
         ("qwen2", "W4g0", {}, "one scale per matrix"),
         ("reference", "W4", {"quantize_head": True}, "packed beside the embedding"),
+        ("reference", "W4", {"ordered": "model.layers.0.mlp.up_proj"}, "an order of inputs (act order)"),
     ],
 )
 def test_what_vllm_has_no_place_for(tmp_path, name, scheme, options, words):
