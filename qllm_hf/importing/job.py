@@ -140,7 +140,8 @@ class Job:
         for name in (own, target.weight):
             order = names.of(name.removesuffix(".weight") + ORDER, orders)[0]
             finds_order = target.weight not in self.orders or order == target.weight.removesuffix(".weight") + ORDER
-            if names.of(name + PACKED, packed)[0] == target.weight + PACKED and finds_order:
+            # with a pattern it would be merged with others; before 5.21 patterns did not ask where a name ends
+            if names.of(name + PACKED, packed) == (target.weight + PACKED, None) and finds_order:
                 return name
         raise CheckpointError(f"{target.weight}: no name in the files leads transformers to it once it is packed.")
 
