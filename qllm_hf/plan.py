@@ -6,7 +6,6 @@ same when a checkpoint is quantized and when it is read again.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
@@ -32,7 +31,7 @@ from .families import (
     family,
 )
 from .nn import PackedExperts, PackedLinear, expert_parameters
-from .patterns import first_match, matches
+from .patterns import first_match, matches, numberless
 from .scheme import PER_TENSOR, Spec
 from .uniform import check_group_size
 
@@ -157,7 +156,7 @@ def patterns_of(modules: set[str], plan: Plan) -> list[str]:
     patterns: list[str] = []
     by_form: dict[str, set[str]] = {}
     for module in modules:
-        by_form.setdefault(re.sub(r"\.\d+(?=\.|$)", ".*", module), set()).add(module)
+        by_form.setdefault(numberless(module), set()).add(module)
     for form, members in sorted(by_form.items()):
         meant = {entry.module for entry in plan.quantized() if first_match(entry.module, [form])}
         patterns += [form] if meant == members else sorted(members)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -10,6 +9,7 @@ from torch import Tensor, nn
 
 from ..nn import PackedExperts, PackedLinear, PackedModule
 from ..nn.parameters import SUFFIXES, local
+from ..patterns import numberless
 from ..plan import Plan
 from ..scheme import FLOAT_BITS, Spec
 from .values import KeptGroup, QuantizedGroup
@@ -88,7 +88,7 @@ def quantized_groups(weights: list[PackedWeight]) -> tuple[QuantizedGroup, ...]:
 
 def kept_groups(model: nn.Module, plan: Plan) -> tuple[KeptGroup, ...]:
     """Every tensor that is not part of a packed weight, grouped by pattern and reason, largest group first."""
-    reasons = {entry.name: (_pattern(entry.module), entry.reason) for entry in plan.kept()}
+    reasons = {entry.name: (numberless(entry.module), entry.reason) for entry in plan.kept()}
     groups: dict[tuple[str, str], list[Tensor]] = {}
     for tensor, module, names in _float_tensors(model):
         # a tied weight has several names; one that the plan knows says why it stays
@@ -144,7 +144,7 @@ def _unplanned(module: nn.Module, name: str) -> tuple[str, str]:
     """(pattern, reason) of a tensor that is no linear weight."""
     owner, _, last = name.rpartition(".")
     if isinstance(module, nn.Embedding):
-        return _pattern(owner), "embedding: rows are looked up, not multiplied"
+        return numberless(owner), "embedding: rows are looked up, not multiplied"
     if isinstance(module, nn.Linear | PackedModule) or last == "bias":
         return "biases", "a bias is added, not multiplied"
     return f"of {type(module).__name__}", "no linear weight"
@@ -154,10 +154,6 @@ def _kind(module: PackedModule) -> str:
     if isinstance(module, PackedExperts):
         return "experts"
     return "conv1d" if isinstance(module, PackedLinear) and module.transposed else "linear"
-
-
-def _pattern(name: str) -> str:
-    return re.sub(r"\.\d+(?=\.|$)", ".*", name)
 
 
 def _nbytes(tensor: Tensor) -> int:
