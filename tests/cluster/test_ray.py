@@ -6,13 +6,13 @@ import os
 import signal
 
 import pytest
+from measured_results import results_of
 from typer.testing import CliRunner
 
 from qllm_hf.cli.main import app
 from qllm_hf.cluster.run import sweep_on
 from qllm_hf.cluster.worker import Asked, Subject
 from qllm_hf.errors import ConfigError, MissingExtraError
-from qllm_hf.evaluation.store import Store
 from qllm_hf.loading import load_tokenizer
 from qllm_hf.results import read_results
 from qllm_hf.sweep.models import Models
@@ -45,14 +45,6 @@ def cluster():
     made.second = made.add_node(**size, node_name=SECOND)
     yield made
     made.shutdown()
-
-
-def results_of(folder):
-    found = {}
-    for record in Store(folder).records:
-        assert (record.scheme, record.task) not in found, "measured twice"
-        found[record.scheme, record.task] = record.result
-    return found
 
 
 @needs_ray

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 from made_results import record_of
+from measured_results import results_of
 
 from qllm_hf.cluster import run as cluster_run
 from qllm_hf.cluster.footprint import Footprint
@@ -106,14 +107,6 @@ def spread(folder, pool, tasks=TASKS, schemes=SCHEMES, **options):
     )
     assert pool.cancelled
     return found, told
-
-
-def results_of(folder):
-    found = {}
-    for record in Store(folder).records:
-        assert (record.scheme, record.task) not in found, "measured twice"
-        found[record.scheme, record.task] = record.result
-    return found
 
 
 @pytest.fixture(scope="module")

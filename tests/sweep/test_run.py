@@ -9,6 +9,7 @@ import time
 
 import pytest
 from made_results import add
+from measured_results import results_of
 
 from qllm_hf.errors import CheckpointError, ModelError
 from qllm_hf.evaluation.record import Record
@@ -36,15 +37,6 @@ def run(folder, schemes=SCHEMES, tasks=TASKS, **options):
         told.append,
     )
     return swept, told, models
-
-
-def results_of(folder):
-    """What was measured, without when."""
-    found = {}
-    for record in Store(folder).records:
-        assert (record.scheme, record.task) not in found, "measured twice"
-        found[record.scheme, record.task] = record.result
-    return found
 
 
 @pytest.fixture(scope="module")
