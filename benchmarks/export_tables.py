@@ -1,4 +1,4 @@
-"""The tables of exported checkpoints: who reads what, and what was measured."""
+"""The tables of checkpoints that went to other libraries or came from them: who reads what, and what was measured."""
 
 from __future__ import annotations
 
@@ -36,6 +36,39 @@ def measured() -> str:
             lines.append([_name(*scheme), dtype, *(_largest(here, column) for column in columns), sizes])
     header = ["scheme", "dtype", "weights", "dequantize=True", "default", "vLLM", "vLLM, from packed", "packed", "size"]
     return table(header, lines)
+
+
+def memory() -> str:
+    """What an export of the large checkpoint takes beyond the libraries."""
+    lines = []
+    for row in rows("export_memory"):
+        megabytes = (int(row["bytes_packed"]) / 1e6, int(row["bytes_exported"]) / 1e6, float(row["peak_mb"]))
+        lines.append([row["format"], *(f"{size:.0f} MB" for size in megabytes)])
+    return table(["format", "packed files", "exported files", "memory"], lines)
+
+
+def imported() -> str:
+    """What differs between a checkpoint, as a library reads it, and what was imported of it."""
+    lines = []
+    for row in sorted(rows("importing"), key=lambda row: (row["library"], row["checkpoint"])):
+        differing = " / ".join(row[f"{part}_differing"] for part in ("codes", "zero_points", "scales"))
+        logits = f"{float(row['logits_differing_by']):.1e} of {float(row['largest_logit']):.0f}"
+        lines.append([row["library"], row["checkpoint"], row["scheme"], f"{int(row['codes']):,}", differing, logits])
+    header = ["read by", "checkpoint", "scheme", "codes", "codes / zero points / scales that differ", "logits"]
+    return table(header, lines)
+
+
+def gguf() -> str:
+    """What llama.cpp makes of exported files; logits as a part of the largest."""
+    lines = [
+        [row["model"], row["blocks"], f"{float(row['weights_differing_by']):g}"]
+        + [f"{float(row[column]):.2%}" for column in ("logits", "logits_of_float32_weights")]
+        + [f"{row['greedy_tokens_agreeing']} of {row['greedy_tokens']}"]
+        + [f"{row['texts_cut_alike']} of {row['texts']}" if row["vocabulary"] != "none" else ""]
+        for row in rows("gguf_files")
+    ]
+    header = ["model", "blocks", "weights differ by", "logits", "with the weights as float32", "greedy tokens"]
+    return table([*header, "texts cut alike"], lines)
 
 
 def _name(w: str, w_symmetric: str, a: str, a_symmetric: str) -> str:

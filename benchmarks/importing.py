@@ -11,7 +11,7 @@ functions unpack codes and zero points. Here the checkpoint is imported, loaded 
   in float32 on the CPU.
 - bytes of the weights before and after, and seconds that the import took.
 
-Writes results/importing.csv.
+Writes results/importing.csv, in which rows of other checkpoints stay.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from typing import Any
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 import torch
-from machine import write_results
+from machine import read_rows, with_machine, write_rows
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -140,11 +140,11 @@ def main() -> None:
     parser.add_argument("checkpoints", type=Path, nargs="+")
     parser.add_argument("--activations", default="float", choices=["same", "ours", "float"])
     given = parser.parse_args()
-    rows = []
     for folder in given.checkpoints:
-        rows.append(compare(given.python, folder, given.activations))
-        print(asdict(rows[-1]), flush=True)
-    write_results("importing", map(asdict, rows))
+        (row,) = with_machine([asdict(compare(given.python, folder, given.activations))])
+        print(row, flush=True)
+        rows = read_rows("importing", ["checkpoint"]) | {(folder.name,): row}
+        write_rows("importing", list(rows.values()))
 
 
 if __name__ == "__main__":

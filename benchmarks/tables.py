@@ -335,6 +335,9 @@ FILES: dict[Path, dict[str, Callable[[], str]]] = {
     REPO / "docs" / "exchange.md": {
         "export_readers": export_tables.readers,
         "export_measured": export_tables.measured,
+        "export_memory": export_tables.memory,
+        "gguf": export_tables.gguf,
+        "imported": export_tables.imported,
     },
     REPO / "docs" / "scaling.md": {
         "serving": scaling_tables.serving,
