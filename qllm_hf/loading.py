@@ -30,7 +30,7 @@ from .errors import CheckpointError, ConfigError, ModelError, QllmError, SchemeE
 from .families import REPLACED_REMOTE_CODE
 from .packed import packed_shapes
 from .plan import Plan, make_plan
-from .preflight import check_config, check_room, check_side_files, check_unexpected, refusing, short
+from .preflight import TRUST, check_config, check_room, check_side_files, check_unexpected, refusing, short
 
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _HOW = (
@@ -84,10 +84,7 @@ def config_dict(name_or_path: str, *, trust_remote_code: bool = False) -> dict[s
         return config
     if model_type not in CONFIG_MAPPING:
         if "auto_map" in config:
-            raise CheckpointError(
-                f"{name_or_path!r} (model_type {model_type!r}) runs code of its own. Read that code; if you trust it, "
-                "give --trust-remote-code (in Python: trust_remote_code=True)."
-            )
+            raise CheckpointError(f"{name_or_path!r} (model_type {model_type!r}) runs code of its own. {TRUST}")
         hint = did_you_mean(model_type, CONFIG_MAPPING.keys())
         raise ModelError(
             f"{name_or_path!r}: model_type {short(model_type)} is unknown to this version of transformers.{hint}"
@@ -293,9 +290,10 @@ def load_tokenizer(name_or_path: str, *, trust_remote_code: bool = False) -> Any
     except (QllmError, ImportError):
         raise
     except Exception as error:  # files that are not there, or hold anything at all: tokenizers raises plain Exceptions
-        raise CheckpointError(
-            f"{name_or_path!r} has no tokenizer that can be read: {_first_sentence(error)}"
-        ) from error
+        first = _first_sentence(error)
+        if "contains custom code" in first and not trust_remote_code:
+            raise CheckpointError(f"the tokenizer of {name_or_path!r} runs code of its own. {TRUST}") from None
+        raise CheckpointError(f"{name_or_path!r} has no tokenizer that can be read: {first}") from error
 
 
 def check_output(out_dir: Path, *, overwrite: bool = False) -> None:

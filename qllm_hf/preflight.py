@@ -20,6 +20,9 @@ from .checkpoint import PACKED, SCALE, ZERO_POINT, Checkpoint, read_object, some
 from .errors import CheckpointError, QllmError
 from .header import read_header
 
+TRUST = "Read that code; if you trust it, give --trust-remote-code (in Python: trust_remote_code=True)."
+"""What to do about code that comes with a model."""
+
 ROOM = 2**30
 """Bytes that a model may take beside four times its files."""
 # numbers that transformers makes as many objects of
@@ -46,10 +49,7 @@ def check_config(checkpoint: Checkpoint, *, trust_remote_code: bool = False) -> 
                     )
         elif name.endswith(("attn_implementation", "experts_implementation")) and not trust_remote_code:
             if "/" in str(value):
-                raise CheckpointError(
-                    f"{path} says {name}={short(value)}: that is code from somewhere else. Read that code; if you "
-                    "trust it, give --trust-remote-code (in Python: trust_remote_code=True)."
-                )
+                raise CheckpointError(f"{path} says {name}={short(value)}: that is code from somewhere else. {TRUST}")
         elif name == "transformers_weights" and value is not None:
             raise CheckpointError(
                 f"{path} says transformers_weights={short(value)}: other weights than model.safetensors. "

@@ -220,7 +220,8 @@ def calibration_for(config: Any, name_or_path: str | None) -> Calibration:
         from transformers import AutoTokenizer
 
         try:
-            tokenizer = AutoTokenizer.from_pretrained(name_or_path)
+            # said, since transformers would ask at the terminal
+            tokenizer = AutoTokenizer.from_pretrained(name_or_path, trust_remote_code=False)
         except (OSError, ValueError, KeyError) as error:
             first = str(error).strip().split("\n")[0]
             raise CalibrationError(
