@@ -1,6 +1,8 @@
 # make quickstart             one model under six schemes; MODEL=... for another than the one that comes along
 # make test                   everything, in a fresh environment, on the newest and oldest transformers
 # make test-gpu               kernels for GPUs, in Triton's interpreter and compiled; a part of `make test`
+# make test-lowest            the suite with every dependency at its lower bound, torch too
+# make canary                 what moved in the newest releases of the libraries below, and the tests that know them well
 # make check | format         fast loop: lint and types, or reformat
 PYTHON ?= python3
 
@@ -8,6 +10,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 # The lower bound in pyproject.toml; tests/test_packaging.py compares the two.
 OLDEST := 5.17.0
+# Without what brings compiled code of its own version (torch, tokenizers); CANARY="transformers==5.24.0" for one.
+CANARY ?= transformers huggingface_hub accelerate safetensors peft datasets lm-eval compressed-tensors optimum
+LOWEST := .venv-lowest
 # Tests of one file stay together as long as they can, since they share fixtures; a worker without work takes half of
 # another's. WORKERS=0 runs all in one process.
 WORKERS ?= auto
@@ -26,7 +31,7 @@ heading = @printf '\n== %s ==\n' '$(1)'
 unexport PYTHONDONTWRITEBYTECODE
 export PYTHONPYCACHEPREFIX := $(CURDIR)/$(VENV)/pycache
 
-.PHONY: quickstart test test-gpu test-oldest check format clean
+.PHONY: quickstart test test-gpu test-oldest test-lowest canary check format clean
 .NOTPARALLEL:
 
 quickstart: $(INSTALLED)
@@ -58,6 +63,31 @@ test-oldest: $(INSTALLED_OLDEST)
 	$(call heading,Version-sensitive tests with transformers $(OLDEST))
 	PYTHONPATH="$(CURDIR)/$(VENV)/oldest" QLLM_TEST_TRANSFORMERS=$(OLDEST) $(PYTEST) -m oldest
 
+# Every lower bound of pyproject.toml at once. It is not a part of `make test`: the oldest torch is another large download,
+# which on Linux brings CUDA unless pip is pointed to a build for CPUs.
+test-lowest:
+	$(call heading,Install the lowest versions into $(LOWEST))
+	rm -rf $(LOWEST) build/lib build/bdist.* *.egg-info
+	$(PYTHON) -m venv $(LOWEST)
+	$(LOWEST)/bin/python -m pip install --quiet --upgrade pip packaging
+	$(LOWEST)/bin/python scripts/lower_bounds.py > $(LOWEST)/constraints.txt
+	$(LOWEST)/bin/python -m pip install --quiet --no-compile -c $(LOWEST)/constraints.txt ".[test]"
+	$(call heading,Tests with the lowest versions)
+	$(LOWEST)/bin/pytest -n $(WORKERS) --dist worksteal
+
+# Newest releases shadow the installed ones, as the oldest do above. A version that our bounds do not allow yet is the point
+# here, so the test of the bounds stands aside.
+canary: $(INSTALLED)
+	$(call heading,Look at what is installed)
+	$(BIN)/python scripts/canary.py --write $(VENV)/upstream.json
+	rm -rf $(VENV)/canary
+	$(BIN)/python -m pip install --quiet --no-compile --no-deps --target $(VENV)/canary $(CANARY)
+	$(call heading,What moved)
+	-PYTHONPATH="$(CURDIR)/$(VENV)/canary" $(BIN)/python scripts/canary.py --compare $(VENV)/upstream.json
+	$(call heading,Version-sensitive tests on top of it)
+	PYTHONPATH="$(CURDIR)/$(VENV)/canary" $(PYTEST) -m oldest \
+		--deselect tests/test_packaging.py::test_transformers_is_the_version_under_test
+
 check: $(INSTALLED)
 	$(call heading,Lint)
 	$(BIN)/ruff check .
@@ -70,7 +100,7 @@ format: $(INSTALLED)
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .hypothesis .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(LOWEST) build dist *.egg-info .hypothesis .pytest_cache .mypy_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Installed for real, not editable: tests and users then see the same files. setuptools keeps what it built

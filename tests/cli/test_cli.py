@@ -190,7 +190,7 @@ def test_info_of_a_float_model(stories):
 
 def test_env_explains_each_choice():
     said = json.loads(run("env", "--json").stdout)
-    assert said["packages"]["torch"] == torch.__version__
+    assert torch.__version__.startswith(said["packages"]["torch"]), "with or without what it was built for: +cpu"
     assert said["autoload"] is False
     assert {row["scheme"] for row in said["linear"]} == {"W4", "W8", "W4A8", "W8A8"}
     for row in said["linear"]:

@@ -1,0 +1,1 @@
+"""What this package uses of other libraries, and what became of it in another version of them."""
