@@ -1,5 +1,8 @@
 """Why no kernel for GPUs runs: a setting, no Triton, no GPU, or one that they are not made for."""
 
+import sys
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -14,13 +17,16 @@ def machine(monkeypatch):
     monkeypatch.delenv(gpu.SETTING, raising=False)
     monkeypatch.setattr(gpu, "INTERPRETED", False)
     monkeypatch.setattr(gpu, "_no_triton", lambda: None)
+    monkeypatch.setitem(sys.modules, "triton", SimpleNamespace(__version__="3.5.0", constexpr_function=None))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: len(capabilities))
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capabilities[device])
     monkeypatch.setattr(torch.version, "hip", None)
     gpu._no_gpu.cache_clear()
+    gpu._old_triton.cache_clear()
     yield monkeypatch, capabilities
     gpu._no_gpu.cache_clear()
+    gpu._old_triton.cache_clear()
 
 
 def test_nothing_is_missing(machine):
@@ -40,6 +46,12 @@ def test_no_gpu(machine):
     assert gpu.missing() == "torch finds no GPU"
     machine[0].setattr(gpu, "_no_triton", lambda: "no Triton")
     assert gpu.missing() == "no Triton"
+
+
+def test_an_old_triton(machine):
+    """That of torch 2.8: importing the kernels would fail."""
+    machine[0].setitem(sys.modules, "triton", SimpleNamespace(__version__="3.4.0"))
+    assert gpu.missing() == "Triton 3.4.0 is too old: the kernels take 3.5, which comes with torch 2.9, and newer"
 
 
 def test_gpus_of_another_maker(machine):

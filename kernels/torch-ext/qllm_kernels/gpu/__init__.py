@@ -22,6 +22,15 @@ def _no_triton() -> str | None:
     return None
 
 
+@functools.cache
+def _old_triton() -> str | None:
+    import triton  # takes a while, so it is asked last
+
+    if not hasattr(triton, "constexpr_function"):
+        return f"Triton {triton.__version__} is too old: the kernels take 3.5, which comes with torch 2.9, and newer"
+    return None
+
+
 SETTING, OFF = "QLLM_HF_GPU", "off"
 OLDEST = (8, 0)
 """Compute capability of the oldest GPUs that the kernels are compiled for."""
@@ -34,7 +43,7 @@ def missing() -> str | None:
         return f"turned off by {SETTING}={OFF}"
     if setting is not None:
         return f"{SETTING}={setting!r}: allowed is {OFF}"
-    return _no_triton() or (None if INTERPRETED else _no_gpu())
+    return _no_triton() or (None if INTERPRETED else _no_gpu()) or _old_triton()
 
 
 @functools.cache
