@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 
 from .codes import rows, weights
 from .histories import attention, halves
+from .models import model
 from .outcome import Outcome
 from .products import experts, layer, linear
 
@@ -20,6 +21,7 @@ KINDS: dict[str, Kind] = {
     "layer": layer,
     "attention": attention,
     "halves": halves,
+    "model": model,
 }
 
 __all__ = ["KINDS", "Kind", "Outcome"]
