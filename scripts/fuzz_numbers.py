@@ -9,7 +9,7 @@ infinity has to show in all that it has part in, and nowhere else; and where sev
 bits, they have to have them.
 
 Prints a table of kinds and implementations: results compared, the worst distance in parts of what rounding explains and
-of the magnitudes that were added, and faults. For each fault it says how to repeat it. Ends with 1 if there was any.
+of what could be added, and faults. For each fault it says how to repeat it. Ends with 1 if there was any.
 """
 
 from __future__ import annotations

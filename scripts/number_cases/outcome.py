@@ -20,7 +20,7 @@ class Outcome(NamedTuple):
 
     Attributes:
         share: the largest distance from float64, in parts of what rounding explains.
-        relative: the same in parts of the sum of the magnitudes that were added.
+        relative: the same in parts of the size of what could be added.
         fault: what is wrong, or nothing.
     """
 

@@ -75,7 +75,9 @@ def _judge(
         factors = x if activation is None else fake_quantize(x, activation)
         unsure |= ~factors.isfinite().all(-1, keepdim=True) | ~weight.decode(x.dtype).isfinite().all(-1)
     spoiled = spoiled | (unsure & ~y.isfinite())
-    return compare(shown, y, wanted.y, tolerance.nan_to_num(torch.inf), wanted.magnitudes, spoiled)
+    # next to what could be added: numbers are rounded in proportion to the largest in their block
+    size = wanted.apart + largest * _reach(weight) * weight.length
+    return compare(shown, y, wanted.y, tolerance.nan_to_num(torch.inf), size, spoiled)
 
 
 def linear(source: random.Random) -> Iterator[Outcome]:
