@@ -22,7 +22,9 @@ from .outcome import Outcome
 
 FAMILIES = ("llama", "gpt2", "mistral", "qwen3", "opt", "mixtral", "gpt_neox")
 SCHEMES = ("W4", "W8", "W3", "W8A8", "W4A8", "KV8", "KV6", "W4KV8", "W8A8KV8", "W6A8KV7")
-ALLOWED = {torch.float32: 2e-2, torch.bfloat16: 0.1, torch.float16: 2e-2}
+ALLOWED = {torch.float32: 1e-4, torch.bfloat16: 0.1, torch.float16: 2e-2}
+ANOTHER_CODE = 0.1
+"""What one code of activations, keys or values that is rounded the other way may do, with an outlier in a weight."""
 
 
 def _outlier(matrix: Tensor) -> None:
@@ -55,7 +57,8 @@ def model(source: random.Random) -> Iterator[Outcome]:
     """Logits of a prompt and of some steps after it, in some cases with a NaN, or nothing but padding, in a row."""
     family, scheme, kind = source.choice(FAMILIES), source.choice(SCHEMES), source.choice(list(CACHES))
     # scales of activations, keys and values are rounded to 16 bits, which float64 does not do
-    dtype = source.choice(list(ALLOWED)) if "A" not in scheme and "KV" not in scheme else torch.float32
+    chooses = "A" in scheme or "KV" in scheme
+    dtype = torch.float32 if chooses else source.choice(list(ALLOWED))
     if family == "mixtral" and not scheme.startswith("W"):
         scheme = "W8" + scheme  # experts that stay in floating point take no float64
     made = float_model(family, seed=source.randrange(100)).to(dtype)
@@ -80,7 +83,7 @@ def model(source: random.Random) -> Iterator[Outcome]:
         if not bool(wanted[row].isfinite().all()):
             continue
         off = float((found[row].double() - wanted[row]).norm() / wanted[row].norm())
-        share = off / ALLOWED[dtype]
+        share = off / (ANOTHER_CODE if chooses else ALLOWED[dtype])
         fault = "" if share <= 1 else f"{family} {scheme} in {dtype}: logits are off by {off:.3g} of their norm"
         yield Outcome(name, share, off, fault)
 
