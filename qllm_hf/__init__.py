@@ -35,6 +35,7 @@ if TYPE_CHECKING:
         QllmWarning,
         SchemeError,
     )
+    from .finite import check_finite
     from .inplace import quantize_
     from .methods.sensitivity import measure_sensitivity
     from .published import published
@@ -49,6 +50,7 @@ _HOME = {
     "QllmConfig": "config",
     "QllmHfQuantizer": "quantizer",
     "Scheme": "scheme",
+    "check_finite": "finite",
     "published": "published",
     "recommend": "advice.recommend",
     "measure_sensitivity": "methods.sensitivity",
@@ -85,6 +87,7 @@ __all__ = [
     "QllmWarning",
     "Scheme",
     "SchemeError",
+    "check_finite",
     "measure_sensitivity",
     "published",
     "quantize_",

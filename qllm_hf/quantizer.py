@@ -52,7 +52,7 @@ from .plan import Entry, Plan, make_plan, shared_weights
 from .safetensors_stream import state_checksums
 from .scheme import FLOAT_BITS
 from .sound import check_values
-from .surgery import not_finite, pack_modules_, replace_modules_, unpack_modules_
+from .surgery import checked, pack_modules_, replace_modules_, unpack_modules_
 
 LOWEST_COVERAGE = 0.9
 
@@ -60,12 +60,12 @@ LOWEST_COVERAGE = 0.9
 class QuantizeWeight(ConversionOps):
     """Turns one float tensor of a checkpoint into packed parameters, as soon as it is read.
 
-    Names of weights that no integer can stand for are put into `unusable`: transformers would replace an exception
-    raised here by a general one.
+    What is wrong with weights that no integer can stand for is put into `faults`: transformers would replace an
+    exception raised here by a general one.
     """
 
-    def __init__(self, unusable: list[str]) -> None:
-        self.unusable = unusable
+    def __init__(self, faults: list[str]) -> None:
+        self.faults = faults
 
     def convert(  # type: ignore[override]
         self,
@@ -82,8 +82,10 @@ class QuantizeWeight(ConversionOps):
             packed = pack_shard(module, name, tensor)
             if packed is None:
                 packed = module.pack(tensor) if isinstance(module, PackedLinear) else module.pack(name, tensor)
-            if not bool(torch.isfinite(packed.scale).all()):
-                self.unusable.append(key)
+            try:
+                checked(packed, tensor, key)
+            except ModelError as error:
+                self.faults.append(str(error))
             module._parameters.pop(name, None)
             if missing_keys is not None:
                 missing_keys.discard(key)
@@ -110,7 +112,7 @@ class QllmHfQuantizer(HfQuantizer):
     def _process_model_before_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> None:
         """The model is on the meta device: exchange its modules by plan."""
         config = self.quantization_config
-        self.unusable: list[str] = []
+        self.faults: list[str] = []
         if model.config.model_type in REPLACED_REMOTE_CODE:
             raise CheckpointError(REPLACED_REMOTE_CODE[model.config.model_type])
         self.plan = make_plan(model, config, check_patterns=not self.pre_quantized)
@@ -148,7 +150,7 @@ class QllmHfQuantizer(HfQuantizer):
 
     def get_quantize_ops(self) -> QuantizeWeight:
         """What is done with each tensor that needs quantization."""
-        return QuantizeWeight(self.unusable)
+        return QuantizeWeight(self.faults)
 
     def param_element_size(self, model: PreTrainedModel, param_name: str, param: Tensor) -> float:
         """Bytes per element that a parameter will take, for device maps: a placeholder counts as what replaces it.
@@ -181,8 +183,8 @@ class QllmHfQuantizer(HfQuantizer):
 
     def _process_model_after_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> PreTrainedModel:
         """Everything is loaded, or else nothing is: then what acts at run time is set up."""
-        for name in getattr(self, "unusable", ()):
-            raise ModelError(not_finite(name))
+        for wrong in getattr(self, "faults", ()):
+            raise ModelError(wrong)
         if self._packs_after_loading() and not any(isinstance(module, PackedModule) for module in model.modules()):
             self.plan = pack_by_method_(model, self.quantization_config, progress=logging.is_progress_bar_enabled())
         if not self.pre_quantized:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -10,12 +11,14 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from .errors import ModelError
+from .errors import ModelError, QllmWarning
 from .families import SAME_INPUT
+from .finite import not_finite
 from .nn import PackedExperts, PackedLinear, Siblings, expert_parameters, pack_experts_
 from .packed import PackedTensor
 from .plan import Entry, Plan
 from .scheme import Spec
+from .uniform import SMALLEST_RANGE, affine_params
 
 Encode = Callable[[Entry, Tensor], PackedTensor]
 """Chooses the codes of a float weight [..., O, I]: the packed tensor, scales in the dtype they are stored in."""
@@ -64,14 +67,14 @@ def pack_modules_(model: nn.Module, plan: Plan, encode: Encode = round_to_neares
                 parameter = entry.name.rpartition(".")[2]
                 weight = weights.pop(parameter).data
                 matrix = weight.transpose(-1, -2).contiguous() if module.is_transposed else weight
-                module.assign_packed(parameter, checked(encode(entry, matrix), entry.name))
+                module.assign_packed(parameter, checked(encode(entry, matrix), matrix, entry.name))
             module.to(device)
         else:
             (entry,) = entries
             packed = _packed_linear(module, entry, device="meta")
             weight = module.weight.data  # type: ignore[assignment]
             matrix = weight.t().contiguous() if packed.transposed else weight
-            packed.assign_packed("weight", checked(encode(entry, matrix), entry.name))
+            packed.assign_packed("weight", checked(encode(entry, matrix), matrix, entry.name))
             packed.bias = module.bias  # type: ignore[assignment]
             packed.train(module.training)
             model.set_submodule(name, packed)
@@ -133,19 +136,36 @@ def _ties_without(ties: dict[str, str], gone: set[str]) -> dict[str, str]:
     return left
 
 
-def checked(packed: PackedTensor, name: str) -> PackedTensor:
-    """The packed tensor itself. Raises ModelError if the float weight held NaN or infinite values."""
-    if not bool(torch.isfinite(packed.scale).all()):
-        raise ModelError(not_finite(name))
+def checked(packed: PackedTensor, matrix: Tensor, name: str) -> PackedTensor:
+    """The packed tensor itself, made of a float weight [..., O, I]; with a warning if nothing of that is left.
+
+    Raises:
+        ModelError: the float weight holds NaN or infinite values, or more than its dtype can express.
+    """
+    finite = torch.isfinite(packed.scale)
+    if not bool(finite.all()):
+        *row, group = (~finite).nonzero()[0].tolist()
+        wrong = not_finite(matrix) or f"group {group} of row {row} is wider than {matrix.dtype} can express"
+        raise ModelError(
+            f"{name}: {wrong}. No integer can stand for it. Check the checkpoint, or load it with dtype=torch.float32."
+        )
+    if _vanishes(packed, matrix):
+        warnings.warn(
+            f"all values of {name} are within {SMALLEST_RANGE} of each other, the smallest range that the formula "
+            f"knows, and {float((packed.decode() == 0).float().mean()):.0%} of them became 0. Keep it in floating "
+            f'point: modules_to_not_convert=["{name.rpartition(".")[0]}"].',
+            QllmWarning,
+            stacklevel=2,
+        )
     return packed
 
 
-def not_finite(name: str) -> str:
-    """What to say of a weight that no integer can stand for."""
-    return (
-        f"{name} holds NaN or infinite values, or a group wider than its dtype can express: no integer can stand for "
-        "it. Check the checkpoint, or load it with dtype=torch.float32."
-    )
+def _vanishes(packed: PackedTensor, matrix: Tensor) -> bool:
+    """Whether a weight is not zero, and all its groups are narrower than the smallest range of the formula."""
+    if not packed.scale.numel() or packed.scale.is_meta:
+        return False
+    smallest, _ = affine_params(packed.scale.new_zeros(1, 1), packed.spec)
+    return bool((packed.scale <= smallest).all()) and bool(matrix.any())
 
 
 def _specs(entry: Entry) -> tuple[Spec, Spec | None]:

@@ -23,7 +23,8 @@ then go wrong, so they are kept only under `paper_exact=True`:
   overflows (float16 values more than 65504 apart become NaN). Here it runs in float32, with the scale
   rounded to the tensor's dtype before the codes are taken, so that what is stored is what was used.
 
-Non-finite values make the scale, and so the whole group, non-finite: nothing is hidden.
+Non-finite values make the scale non-finite, and the whole group NaN (as published, some of it infinite): nothing is
+hidden.
 
 Source: arXiv 2402.18158 section 2; Qllm-Eval `pseudo_quantize_tensor`.
 """
@@ -121,7 +122,8 @@ def affine_params(
     if not spec.paper_exact:
         low, high = low.clamp(max=0), high.clamp(min=0)
     scale = ((high - low).clamp(min=SMALLEST_RANGE) / top).to(stored)
-    return scale, (-torch.round(low / scale.to(work))).clamp(0, top)
+    zero_point = (-torch.round(low / scale.to(work))).clamp(0, top)
+    return scale, zero_point if spec.paper_exact else zero_point.nan_to_num(0.0)
 
 
 def _grouped_codes(x: Tensor, spec: Spec, scale_dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor, Tensor]:
@@ -138,9 +140,14 @@ def choose_codes(groups: Tensor, scale: Tensor, zero_point: Tensor, spec: Spec) 
     """The code of each element as a float: groups [..., G, g], scale and zero_point [..., G, 1] -> [..., G, g].
 
     The end of a float16 range may lie half a step beyond the largest float16: codes that mean more are not used.
+    Where a scale is not finite all codes are the zero point: 0 times that scale is NaN. Others would mean infinities,
+    and attention takes a key of -inf for one that is not seen.
     """
     work, top = zero_point.dtype, 2**spec.bits - 1
-    codes = torch.round(groups.to(work) / scale.to(work)) + zero_point
+    steps = torch.round(groups.to(work) / scale.to(work))
+    if not spec.paper_exact:
+        steps = steps.nan_to_num(0.0, torch.inf, -torch.inf)
+    codes = steps + zero_point
     if scale.dtype != torch.float16 or spec.paper_exact:
         return codes.clamp(0, top)
     reach = torch.floor(torch.finfo(torch.float16).max / scale.to(work))

@@ -56,6 +56,7 @@ LAYERS = {
     "config": 5,
     "cache_layers": 6,
     "sound": 6,
+    "finite": 6,
     "plan": 6,
     "cache": 7,
     "preflight": 7,

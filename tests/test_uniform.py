@@ -216,6 +216,22 @@ def test_non_finite_value_spoils_its_group_and_no_other(value, symmetric, paper_
         assert same_bits(result[others], fake_quantize(x, spec).reshape(4, 3, 32)[others]).all()
 
 
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_a_group_that_is_not_finite_means_nan(value, symmetric):
+    """Not an infinity: attention takes a key of -inf for one that is not seen, and would drop it."""
+    x = torch.randn(2, 64)
+    x[1, 40] = value
+    spec = Spec(8, 32, symmetric)
+    codes, scale, zero_point = quantize(x, spec)
+    for y in (fake_quantize(x, spec), dequantize(codes, scale, zero_point, spec)):
+        assert y[1, 32:].isnan().all()
+        assert y[0].isfinite().all()
+        assert y[1, :32].isfinite().all()
+    assert not scale[1, 1].isfinite()
+    assert (codes[1, 32:] == (128 if zero_point is None else zero_point[1, 1])).all()
+
+
 def test_default_is_more_accurate_in_bfloat16():
     """8 bits: the published arithmetic has about 10 % more error, the noise floor of the format excluded."""
     x = random_groups(20_000, 128).bfloat16()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 from typing import Annotated, Any
@@ -20,6 +21,9 @@ def generate(
     temperature: Annotated[float, typer.Option(min=0.0, help="0 always takes the likeliest token.")] = 0.0,
     seed: Annotated[int, typer.Option(help="For temperatures above 0.")] = 0,
     chat: Annotated[bool, typer.Option("--chat", help="PROMPT is a message: use the model's chat template.")] = False,
+    check_finite: Annotated[
+        bool, typer.Option("--check-finite", help="Stop at the first NaN or infinity, and say which layer made it.")
+    ] = False,
     keep: options.Keep = None,
     override: options.Override = None,
     quantize_head: options.QuantizeHead = False,
@@ -50,8 +54,9 @@ def generate(
         where = options.placing(device_map, max_memory, offload_folder)
         config = options.make_config(scheme, keep, override, quantize_head=quantize_head)
 
-        from transformers import TextStreamer, set_seed
+        from transformers import LogitsProcessorList, TextStreamer, set_seed
 
+        from .. import finite
         from ..cache import cache_nbytes
         from ..loading import load_model, load_tokenizer
         from ..reporting.model import scheme_of
@@ -67,16 +72,19 @@ def generate(
         set_seed(seed)
         streamed = sys.stdout.isatty() and not as_json
         begin = time.perf_counter()
-        output: Any = loaded.generate(
-            **inputs,
-            max_new_tokens=max_new_tokens,
-            do_sample=temperature > 0,
-            return_dict_in_generate=True,
-            streamer=TextStreamer(tokenizer, skip_prompt=chat, skip_special_tokens=True) if streamed else None,
-            **(
-                {"temperature": temperature} if temperature > 0 else {"temperature": None, "top_p": None, "top_k": None}
-            ),
+        sampling = (
+            {"temperature": temperature} if temperature > 0 else {"temperature": None, "top_p": None, "top_k": None}
         )
+        with finite.check_finite(loaded) if check_finite else contextlib.nullcontext():
+            output: Any = loaded.generate(
+                **inputs,
+                max_new_tokens=max_new_tokens,
+                do_sample=temperature > 0,
+                return_dict_in_generate=True,
+                streamer=TextStreamer(tokenizer, skip_prompt=chat, skip_special_tokens=True) if streamed else None,
+                logits_processor=LogitsProcessorList([finite.FiniteLogits()]),
+                **sampling,
+            )
         seconds = time.perf_counter() - begin
         tokens = output.sequences[0]
         start = inputs["input_ids"].shape[1]

@@ -24,10 +24,11 @@ from lm_eval.api.registry import register_model
 from lm_eval.models.huggingface import HFLM
 from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs, postprocess_generated_text
 from tqdm.auto import tqdm
-from transformers import PreTrainedModel
+from transformers import LogitsProcessorList, PreTrainedModel
 
 from ..config import QllmConfig
 from ..errors import ConfigError
+from ..finite import FiniteLogits
 from ..loading import load_model, load_tokenizer
 from .answers import Answered, Journal, digest
 from .batches import plan_batches, tokens_to_read, tokens_to_write
@@ -210,6 +211,7 @@ class QllmLM(HFLM):  # type: ignore[misc]
                     attention_mask=mask.to(self.device),
                     stop=stops,
                     max_length=ids.shape[1] + new_tokens,
+                    logits_processor=LogitsProcessorList([FiniteLogits()]),
                     **kwargs,
                 )[:, ids.shape[1] :].tolist()
             return [[self._text(tokens, stops), self._count(tokens)] for tokens in written]

@@ -145,6 +145,8 @@ def test_outputs_that_are_no_numbers_are_no_scores(stories, tokenizer):
         broken.model.norm.weight[0] = float("nan")
     with pytest.raises(ModelError, match=r"no numbers \(nan\) in torch.float32"):
         ours(broken, tokenizer).loglikelihood(requests(*PAIRS))
+    with pytest.raises(ModelError, match=r"logits of token \d+ are NaN"):
+        ours(broken, tokenizer).write([("Once", {"until": ["."], "max_gen_toks": 3})])
 
 
 def test_models_without_logits_to_keep(small, tokenizer):

@@ -9,7 +9,7 @@ import torch
 from exactness import DTYPES
 from linear_reference import Exact, exact
 
-from qllm_hf.errors import ConfigError
+from qllm_hf.errors import ConfigError, QllmError
 from qllm_hf.ops import LINEAR, Implementation, Request, linear, prefer, registry, resolve
 from qllm_hf.packed import PackedTensor
 from qllm_hf.scheme import Spec
@@ -196,3 +196,13 @@ def test_unknown_implementation(monkeypatch):
     monkeypatch.setenv("QLLM_HF_LINEAR", "marlin")
     with pytest.raises(ConfigError, match=message):
         resolve(WITH_FLOATS)
+
+
+@implementations
+@pytest.mark.parametrize("a", [None, 8], ids=["A16", "A8"])
+def test_integers_are_refused(implementation, a):
+    """The weight would be rounded to them."""
+    weight, activation = PackedTensor.encode(torch.randn(12, 64), Spec(4, 32)), a and Spec(a, -1)
+    for dtype in (torch.int64, torch.uint8, torch.bool):
+        with prefer(implementation.name), pytest.raises(QllmError, match="floating-point"):
+            linear(torch.ones(3, 64).to(dtype), weight, None, activation)
