@@ -9,8 +9,6 @@ from __future__ import annotations
 import contextlib
 import math
 import re
-import shutil
-import uuid
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -22,6 +20,7 @@ from transformers.distributed.configuration_utils import DistributedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+from . import whole
 from .builtin import BUILTIN, REFERENCE, builtin_like
 from .checkpoint import PACKED, Checkpoint, check_kinds, read_checkpoint, read_config, settle_header, some
 from .checksums import verify as verify_checkpoint
@@ -347,34 +346,18 @@ def whole_folder(out_dir: Path, *, overwrite: bool = False) -> Iterator[Path]:
 
     Raises:
         CheckpointError: as `save_model`.
+        BusyError: another process writes a model there.
     """
-    out_dir = out_dir.expanduser().absolute()
-    check_output(out_dir, overwrite=overwrite)
-    unique = uuid.uuid4().hex[:8]
-    partial, replaced = (out_dir.with_name(f".{out_dir.name}.{word}-{unique}") for word in ("partial", "replaced"))
-    partial.mkdir(parents=True)
-    try:
+    out_dir = out_dir.expanduser()
+    with whole.whole_folder(out_dir, lambda: check_output(out_dir, overwrite=overwrite), _settle) as partial:
         yield partial
-        usual = (partial / "config.json").stat().st_mode
-        for file in read_checkpoint(partial).files:
-            file.chmod(usual)  # safetensors leaves its files readable by their owner only
-            settle_header(file)
-        _rename(partial, out_dir, replaced)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    shutil.rmtree(replaced, ignore_errors=True)
 
 
-def _rename(new: Path, place: Path, old: Path) -> None:
-    """Put the folder `new` at `place`; what was there goes to `old`, or stays where it was if anything fails."""
-    if place.exists():
-        place.rename(old)
-    try:
-        new.rename(place)
-    except OSError:
-        if old.exists():
-            old.rename(place)
-        raise
+def _settle(folder: Path) -> None:
+    usual = (folder / "config.json").stat().st_mode
+    for file in read_checkpoint(folder).files:
+        file.chmod(usual)  # safetensors leaves its files readable by their owner only
+        settle_header(file)
 
 
 def _where(name_or_path: str) -> str:

@@ -31,6 +31,8 @@ LAYERS = {
     "method": 1,
     "curriculum": 1,
     "_autoload": 1,
+    "lock": 1,
+    "whole": 2,
     "budget": 2,
     "sensitivity_table": 2,
     "published": 2,

@@ -150,6 +150,7 @@ def sweep(
             return
 
         from ..evaluation.ranks import this_process
+        from ..evaluation.store import writing
         from ..loading import load_tokenizer
         from ..results import write_command
         from ..sweep.models import Models
@@ -197,7 +198,8 @@ def sweep(
                 if judge is not None:
                     rater = asking.make_rater(judge, judge_model, judge_price, judge_prompts, out, talks)
                 if ranks.is_first:
-                    write_command(out, command)
+                    with writing(out):
+                        write_command(out, command)
                 swept = run_sweep(
                     models,
                     tokenizer,

@@ -1,0 +1,107 @@
+"""What is killed: commands that write something, each with what is there before."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import torch
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+
+import qllm_hf
+from qllm_hf import loading
+from qllm_hf.cli.main import app
+from qllm_hf.export.run import export_checkpoint
+
+TASKS = "mini_cloze,mini_arithmetic"
+TEXT = "Once upon a time there was a small town. Anna went to the market and bought two apples. " * 40
+Kind = Literal["model", "file", "results"]
+
+
+class Job(NamedTuple):
+    """A command: its words, with {base} for the inputs and {out} for what it makes.
+
+    Attributes:
+        kind: of what comes of it.
+        before: what is at {out} before: a folder of the inputs.
+        atomic: whether {out} has to be as before, or as after, at every moment.
+        again: words that the same command needs once {out} is there.
+    """
+
+    words: tuple[str, ...]
+    kind: Kind = "model"
+    before: str = ""
+    atomic: bool = True
+    again: tuple[str, ...] = ("--overwrite",)
+
+    @property
+    def is_function(self) -> bool:
+        """Whether it is no command, but `save_pretrained` itself."""
+        return not self.words
+
+
+JOBS: dict[str, Job] = {
+    "quantize": Job(("quantize", "{base}/float", "--scheme", "W4KV8", "--max-shard-size", "400KB", "-o", "{out}")),
+    "replace": Job(
+        ("quantize", "{base}/float", "--scheme", "W4KV8", "--max-shard-size", "400KB", "-o", "{out}", "--overwrite"),
+        before="packed8",
+        again=(),
+    ),
+    "calibrate": Job(
+        (
+            *("quantize", "{base}/float", "--scheme", "W4", "--method", "awq", "--calibration", "{base}/text.txt"),
+            *("--samples", "2", "--seqlen", "16", "-o", "{out}"),
+        )
+    ),
+    "save": Job((), before="packed8", atomic=False, again=()),
+    "export": Job(("export", "{base}/packed4", "-o", "{out}", "--max-shard-size", "400KB")),
+    "import": Job(("import", "{base}/peer", "-o", "{out}", "--max-shard-size", "400KB")),
+    "gguf": Job(
+        ("export", "{base}/packed4", "--format", "gguf", "-o", "{out}.gguf"), kind="file", again=("--overwrite",)
+    ),
+    "evaluate": Job(
+        ("evaluate", "{base}/float", "--scheme", "W4", "--tasks", TASKS, "--limit", "6", "--batch-size", "2",
+         "-o", "{out}"),
+        kind="results",
+        again=(),
+    ),
+    "sweep": Job(
+        ("sweep", "{base}/float", "--schemes", "W4,KV4", "--tasks", "mini_cloze", "--limit", "4", "-o", "{out}"),
+        kind="results",
+        again=(),
+    ),
+}  # fmt: skip
+
+
+def make_base(base: Path) -> None:
+    """The inputs of all jobs: small models in float, packed in 4 and 8 bits, and as another library writes them."""
+    torch.manual_seed(0)
+    tokenizer = loading.load_tokenizer("reference")
+    sizes = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4}
+    config = LlamaConfig(
+        **sizes, num_key_value_heads=2, vocab_size=len(tokenizer), max_position_embeddings=512, pad_token_id=0
+    )
+    loading.save_model(LlamaForCausalLM(config), tokenizer, base / "float", max_shard_size="400KB")
+    (base / "text.txt").write_text(TEXT, encoding="utf-8")
+    for name, scheme in (("packed4", "W4KV8"), ("packed8", "W8KV8")):
+        packed = loading.load_model(str(base / "float"), qllm_hf.QllmConfig.from_scheme(scheme, w_group_size=32))
+        loading.save_model(packed, tokenizer, base / name, max_shard_size="400KB")
+    export_checkpoint(str(base / "packed4"), base / "peer")
+
+
+def prepare(job: Job, base: Path, place: Path) -> None:
+    """A new folder in which {out} is as before."""
+    (place / "tmp").mkdir(parents=True)
+    if job.before:
+        shutil.copytree(base / job.before, place / "out")
+
+
+def act(job: Job, base: Path, place: Path, more: tuple[str, ...] = ()) -> Callable[[], None]:
+    """What a process does."""
+    if job.is_function:
+        model = AutoModelForCausalLM.from_pretrained(base / "packed4")
+        return lambda: model.save_pretrained(place / "out", max_shard_size="400KB")
+    words = [word.format(base=base, out=place / "out") for word in job.words]
+    return lambda: app([*words, *more, "--quiet"])
