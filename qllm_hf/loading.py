@@ -30,6 +30,7 @@ from .families import REPLACED_REMOTE_CODE
 from .packed import packed_shapes
 from .plan import Plan, make_plan
 from .preflight import check_config, check_room, check_side_files, check_unexpected, refusing, short
+from .steady import unchanged
 
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _HOW = (
@@ -246,7 +247,8 @@ def load_whole(name_or_path: str, *, verify: bool = False, **options: Any) -> Pr
     # with an option that places weights, an error may be about that
     placed = folder is None or options.keys() & {"device_map", "max_memory", "offload_folder", "distributed_config"}
     what = f"{name_or_path!r} cannot be loaded: config.json and the files do not fit together"
-    with _hub_errors(name_or_path), contextlib.nullcontext() if placed else refusing(what):
+    steady = contextlib.nullcontext() if folder is None else unchanged(folder)
+    with steady, _hub_errors(name_or_path), contextlib.nullcontext() if placed else refusing(what):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             _where(name_or_path), use_safetensors=True, output_loading_info=True, **options
         )

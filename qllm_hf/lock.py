@@ -15,6 +15,7 @@ import datetime
 import errno
 import json
 import os
+import signal
 import socket
 import threading
 import warnings
@@ -59,20 +60,38 @@ def holding(file: Path, what: Path, advice: str) -> Iterator[None]:
     if key in _held:
         yield
         return
-    descriptor = _take(file, what, advice)
-    if descriptor is None:
-        yield
-        return
-    _held[key] = descriptor
+    with undisturbed():
+        descriptor = _take(file, what, advice)
+        if descriptor is not None:
+            _held[key] = descriptor
     try:
         yield
     finally:
-        del _held[key]
-        # first the name: who opens the file after that opens another one
-        with contextlib.suppress(OSError):  # gone with its folder; or Windows, where an open file keeps its name
-            if _is_at(descriptor, file):
-                file.unlink()
-        os.close(descriptor)
+        if descriptor is not None:
+            with undisturbed():
+                del _held[key]
+                _give_back(descriptor, file)
+
+
+@contextlib.contextmanager
+def undisturbed() -> Iterator[None]:
+    """Ctrl-C and SIGTERM wait until a step is done that would otherwise leave something behind. For short steps."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _give_back(descriptor: int, file: Path) -> None:
+    # first the name: who opens the file after that opens another one
+    with contextlib.suppress(OSError):  # gone with its folder; or Windows, where an open file keeps its name
+        if _is_at(descriptor, file):
+            file.unlink()
+    os.close(descriptor)
 
 
 def _take(file: Path, what: Path, advice: str) -> int | None:

@@ -29,6 +29,7 @@ from .methods.engine import calibrate_
 from .methods.residence import OnDisk
 from .methods.work import SCRATCH, Work
 from .plan import make_plan
+from .steady import unchanged
 from .whole import claiming
 
 _SPREAD = ("auto", "balanced", "balanced_low_0", "sequential")
@@ -124,6 +125,8 @@ def quantize_streamed(
     computes_on = computing_device(device)
     with contextlib.ExitStack() as stack:
         stack.enter_context(claiming(folder))
+        if (source_folder := local_folder(name_or_path)) is not None:
+            stack.enter_context(unchanged(source_folder))
         work = Work(folder, _identity(name_or_path, config, calibration, dtype), restart=restart)
         source = stack.enter_context(
             offloaded(name_or_path, dtype=dtype, trust_remote_code=trust_remote_code, scratch=work.scratch())

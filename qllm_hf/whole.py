@@ -23,7 +23,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from .lock import beside, holding
+from .lock import beside, holding, undisturbed
 
 WAIT = "Wait for it to end, or give another folder."
 _AT_FDCWD, _EXCHANGE = -100, 2  # linux/fcntl.h, linux/fs.h
@@ -46,7 +46,7 @@ def whole_file(path: Path) -> Iterator[Path]:
             partial.replace(path)
             to_disk(path.parent)
     finally:
-        with contextlib.suppress(OSError):
+        with undisturbed(), contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
 
 
@@ -80,11 +80,14 @@ def whole_folder(place: Path, check: Callable[[], None], finish: Callable[[Path]
             for path in sorted(partial.rglob("*"), reverse=True):
                 to_disk(path)
             to_disk(partial)
-            _put(partial, place, replaced)
+            with undisturbed():
+                _put(partial, place, replaced)
             to_disk(place.parent)
         finally:
-            shutil.rmtree(partial, ignore_errors=True)
-        shutil.rmtree(replaced, ignore_errors=True)
+            with undisturbed():
+                shutil.rmtree(partial, ignore_errors=True)
+                if place.exists():
+                    shutil.rmtree(replaced, ignore_errors=True)
 
 
 @contextlib.contextmanager
@@ -140,7 +143,7 @@ def to_disk(path: Path) -> None:
 def naming(path: Path) -> Iterator[None]:
     """Errors of the system name a file: `path`, where they do not say which.
 
-    safetensors says "(os error 28)" in an exception of its own; that becomes the OSError it was.
+    Libraries in Rust say "(os error 28)" in exceptions of their own; that becomes the OSError it was.
     """
     try:
         yield
@@ -150,7 +153,7 @@ def naming(path: Path) -> Iterator[None]:
         raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
     except Exception as error:
         found = re.search(r"\(os error (\d+)\)", str(error))
-        if type(error).__name__ != "SafetensorError" or found is None:
+        if found is None:
             raise
         raise OSError(int(found[1]), os.strerror(int(found[1])), str(path)) from error
 

@@ -32,6 +32,7 @@ LAYERS = {
     "curriculum": 1,
     "_autoload": 1,
     "lock": 1,
+    "steady": 1,
     "whole": 2,
     "budget": 2,
     "sensitivity_table": 2,

@@ -20,6 +20,7 @@ from ..errors import CheckpointError, MissingExtraError, ModelError
 from ..formats.gguf import BLOCK, Block, block_for, encode_blocks
 from ..lock import beside, holding
 from ..scheme import PER_ROW, PER_TENSOR
+from ..steady import unchanged
 from ..whole import WAIT, whole_file
 from .gguf_vocabulary import Kind, write_vocabulary
 from .stored import StoredModel, StoredWeight, open_stored
@@ -102,7 +103,7 @@ def export_gguf(source: str, out: Path, *, overwrite: bool = False, trust_remote
         architecture, paired = _architecture(config)
         names = gguf.get_tensor_name_map(gguf.MODEL_ARCH[architecture.upper()], config["num_hidden_layers"])
         tensors = list(_tensors(stored, names, paired))
-        with holding(beside(out), out, WAIT), whole_file(out) as partial:
+        with holding(beside(out), out, WAIT), whole_file(out) as partial, unchanged(stored.folder):
             writer = gguf.GGUFWriter(partial, architecture)
             _describe(writer, config, stored.folder.resolve().name)
             vocabulary = write_vocabulary(writer, stored.folder, config["vocab_size"], config)

@@ -28,14 +28,26 @@ class Ended(NamedTuple):
     seconds: float
 
 
-def run(work: Callable[[], Any], place: Path, *, kill_after: float | None = None, limit: float = 120.0) -> Ended:
+def exit_code(job: Callable[[], Any]) -> int:
+    """With which a program ends that does this."""
+    try:
+        job()
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else int(end.code is not None)
+    return 0
+
+
+def run(
+    work: Callable[[], tuple[Any, int]], place: Path, *, kill_after: float | None = None, limit: float = 120.0
+) -> Ended:
     """Runs `work` in a child whose temporary folder is below `place`.
 
     Args:
+        work: returns (what is wanted, exit code).
         kill_after: seconds until SIGKILL.
         limit: seconds until the child counts as one that hangs (SIGKILL too; code -99).
     """
-    log, result = place.with_name(f"{place.name}.log"), place.with_name(f"{place.name}.result")
+    log, result = place.with_name("said"), place.with_name("result")
     began = time.monotonic()
     child = os.fork()
     if child == 0:
@@ -67,11 +79,7 @@ def _child(work: Callable[[], Any], place: Path, log: Path, result: Path) -> Non
         os.dup2(descriptor, 2)
         os.environ["TMPDIR"] = str(place / "tmp")
         tempfile.tempdir = None
-        value, code = None, 0
-        try:
-            value = work()
-        except SystemExit as end:
-            code = end.code if isinstance(end.code, int) else int(end.code is not None)
+        value, code = work()
         result.write_bytes(pickle.dumps(value))
     except BaseException:
         traceback.print_exc()

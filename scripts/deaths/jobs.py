@@ -46,7 +46,7 @@ JOBS: dict[str, Job] = {
     "quantize": Job(("quantize", "{base}/float", "--scheme", "W4KV8", "--max-shard-size", "400KB", "-o", "{out}")),
     "replace": Job(
         ("quantize", "{base}/float", "--scheme", "W4KV8", "--max-shard-size", "400KB", "-o", "{out}", "--overwrite"),
-        before="packed8",
+        before="other",
         again=(),
     ),
     "calibrate": Job(
@@ -55,11 +55,11 @@ JOBS: dict[str, Job] = {
             *("--samples", "2", "--seqlen", "16", "-o", "{out}"),
         )
     ),
-    "save": Job((), before="packed8", atomic=False, again=()),
-    "export": Job(("export", "{base}/packed4", "-o", "{out}", "--max-shard-size", "400KB")),
+    "save": Job((), before="other", atomic=False, again=()),
+    "export": Job(("export", "{base}/packed", "-o", "{out}", "--max-shard-size", "400KB")),
     "import": Job(("import", "{base}/peer", "-o", "{out}", "--max-shard-size", "400KB")),
     "gguf": Job(
-        ("export", "{base}/packed4", "--format", "gguf", "-o", "{out}.gguf"), kind="file", again=("--overwrite",)
+        ("export", "{base}/packed", "--format", "gguf", "-o", "{out}.gguf"), kind="file", again=("--overwrite",)
     ),
     "evaluate": Job(
         ("evaluate", "{base}/float", "--scheme", "W4", "--tasks", TASKS, "--limit", "6", "--batch-size", "2",
@@ -76,19 +76,22 @@ JOBS: dict[str, Job] = {
 
 
 def make_base(base: Path) -> None:
-    """The inputs of all jobs: small models in float, packed in 4 and 8 bits, and as another library writes them."""
-    torch.manual_seed(0)
+    """The inputs of all jobs: two small models that differ in nothing but their weights, in float, packed, and one of
+    them as another library writes it."""
     tokenizer = loading.load_tokenizer("reference")
     sizes = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4}
     config = LlamaConfig(
         **sizes, num_key_value_heads=2, vocab_size=len(tokenizer), max_position_embeddings=512, pad_token_id=0
     )
-    loading.save_model(LlamaForCausalLM(config), tokenizer, base / "float", max_shard_size="400KB")
+    base.mkdir()
     (base / "text.txt").write_text(TEXT, encoding="utf-8")
-    for name, scheme in (("packed4", "W4KV8"), ("packed8", "W8KV8")):
-        packed = loading.load_model(str(base / "float"), qllm_hf.QllmConfig.from_scheme(scheme, w_group_size=32))
-        loading.save_model(packed, tokenizer, base / name, max_shard_size="400KB")
-    export_checkpoint(str(base / "packed4"), base / "peer")
+    for seed, (name, packed_name) in enumerate((("float", "packed"), ("other-float", "other"))):
+        torch.manual_seed(seed)
+        loading.save_model(LlamaForCausalLM(config), tokenizer, base / name, max_shard_size="400KB")
+        scheme = qllm_hf.QllmConfig.from_scheme("W4KV8", w_group_size=32)
+        packed = loading.load_model(str(base / name), scheme)
+        loading.save_model(packed, tokenizer, base / packed_name, max_shard_size="100KB")
+    export_checkpoint(str(base / "packed"), base / "peer")
 
 
 def prepare(job: Job, base: Path, place: Path) -> None:
@@ -101,7 +104,7 @@ def prepare(job: Job, base: Path, place: Path) -> None:
 def act(job: Job, base: Path, place: Path, more: tuple[str, ...] = ()) -> Callable[[], None]:
     """What a process does."""
     if job.is_function:
-        model = AutoModelForCausalLM.from_pretrained(base / "packed4")
-        return lambda: model.save_pretrained(place / "out", max_shard_size="400KB")
+        model = AutoModelForCausalLM.from_pretrained(base / "packed")
+        return lambda: model.save_pretrained(place / "out", max_shard_size="100KB")
     words = [word.format(base=base, out=place / "out") for word in job.words]
     return lambda: app([*words, *more, "--quiet"])

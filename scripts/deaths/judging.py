@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import warnings
 from pathlib import Path
@@ -34,6 +35,12 @@ def tree(place: Path) -> dict[str, bytes]:
 def plain(path: Path) -> bytes:
     """The content of a file without times; lines that are there twice count once (a command that was given twice)."""
     content = path.read_bytes()
+    if path.suffix == ".safetensors":  # whose metadata safetensors writes in any order
+        length = int.from_bytes(content[:8], "little")
+        with contextlib.suppress(ValueError):
+            header = json.dumps(json.loads(content[8 : 8 + length]), sort_keys=True).encode()
+            return header + content[8 + length :]
+        return content
     if path.suffix == ".html":
         return b""  # says when it was made
     if path.suffix != ".jsonl":

@@ -7,8 +7,9 @@ import os
 import subprocess
 import sys
 import tempfile
+import zlib
 from pathlib import Path
-from typing import Final
+from typing import Final, NoReturn
 
 _SOURCE: Final = Path(__file__).with_name("points.c")
 COUNT, KILL_BEFORE, KILL_AFTER, FAIL_ONCE, FAIL_SPACE, INTERRUPT = range(6)
@@ -20,20 +21,19 @@ def is_loaded() -> bool:
     return hasattr(ctypes.CDLL(None), "fault_arm")
 
 
-def start_again_with_points() -> None:
+def start_again_with_points() -> NoReturn:
     """Compile the library, and run this program again with it in front.
 
     Raises:
-        SystemExit: the second run is over; or there is no compiler here.
+        SystemExit: there is no compiler here.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        library = Path(folder) / "points.so"
-        try:
+    library = Path(tempfile.gettempdir()) / f"qllm-points-{os.getuid()}-{zlib.crc32(_SOURCE.read_bytes()):08x}.so"
+    try:
+        if not library.exists():
             subprocess.run(["cc", "-shared", "-fPIC", "-O1", "-o", str(library), str(_SOURCE), "-ldl"], check=True)
-        except (OSError, subprocess.CalledProcessError) as error:
-            raise SystemExit(f"points.c cannot be compiled ({error}): this needs Linux with glibc, and cc.") from None
-        environment = {**os.environ, "LD_PRELOAD": str(library)}
-        raise SystemExit(subprocess.run([sys.executable, *sys.argv], env=environment).returncode)
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise SystemExit(f"points.c cannot be compiled ({error}): this needs Linux with glibc, and cc.") from None
+    os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, "LD_PRELOAD": str(library)})
 
 
 def arm(folder: Path, action: int, number: int = 0, code: int = 0) -> None:

@@ -51,12 +51,12 @@ class Trials:
         self.before = tree(place)
         ended = children.run(self._counted(place), place)
         assert ended.code == 0, f"{name} cannot be run undisturbed: {ended.said}"
-        self.points, self.done = ended.value
+        self.points, self.done, _ = ended.value
         self.seconds, self.after = ended.seconds, tree(place)
         self.finished = self._finished(place)
         self.logits = {
-            str(folder): read_model(folder)
-            for folder in (place / "out", base / "packed8")
+            folder.name: read_model(folder)
+            for folder in (place / "out", base / "other")
             if self.job.kind == "model" and not self.job.atomic
         }
         shutil.rmtree(place)
@@ -85,7 +85,7 @@ class Trials:
             where = f"{number / 10:.1f} % of the time"
         else:
             ended = children.run(self._counted(place, action, number, code), place)
-            where = ended.value[2] if ended.value else f"point {number}"
+            where = f"{ended.value[2]} (point {number})" if ended.value else f"point {number}"
         _check_end(way, ended, place, where)
         left = tree(place)
         word, known = self._judge(left, place, where), self._finished(place)
@@ -118,7 +118,7 @@ class Trials:
             return "under way"
         changed = sorted(name for name in {*found, *after} if found.get(name) != after.get(name))
         assert not self.job.atomic, f"{where}: half is read as whole, or in the way: {changed}"
-        read = children.run(lambda: read_model(place / "out"), place).value
+        read = children.run(lambda: (read_model(place / "out"), 0), place).value
         words = set()
         for reader, logits in read.items():
             if isinstance(logits, str):
@@ -154,7 +154,7 @@ class Trials:
     def _counted(
         self, place: Path, action: int = points.COUNT, number: int = 0, code: int = 0, more: tuple[str, ...] = ()
     ) -> Callable[[], Any]:
-        """The job; returns (points, things done, the point in words), also where it ends by SystemExit."""
+        """The job; what it returns, also where it ends by SystemExit: (points, things done, the point in words)."""
 
         def work() -> Any:
             done = [0]
@@ -162,15 +162,10 @@ class Trials:
             _count(Work, "save_block", done)
             job = act(self.job, self.base, place, more)
             points.arm(place, action, number, code)
-            try:
-                job()
-            except SystemExit as end:
-                if end.code:
-                    raise
-            finally:
-                what, count = points.what(), points.seen()
-                points.arm(Path("/nowhere"), points.COUNT)
-            return count, done[0], what
+            exit_code = children.exit_code(job)
+            value = points.seen(), done[0], points.what()
+            points.arm(Path("/nowhere"), points.COUNT)
+            return value, exit_code
 
         return work
 
