@@ -42,7 +42,7 @@ def main() -> None:
     if not points.is_loaded():
         points.start_again_with_points()
 
-    from deaths.jobs import JOBS, make_base
+    from deaths.jobs import JOBS, import_all, make_base
     from deaths.trials import PLANTS, WAYS, Trials
 
     chosen = list(JOBS) if given.jobs == "all" else given.jobs.split(",")
@@ -54,6 +54,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         base = Path(scratch) / "base"
         make_base(base)
+        import_all()
         for name in chosen:
             trials = Trials(name, base, Path(scratch))
             for way in ways:

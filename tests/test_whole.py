@@ -1,5 +1,6 @@
 """Files and folders that appear whole, and what killed processes left of them."""
 
+import contextlib
 import errno
 import os
 import subprocess
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from qllm_hf import whole
+from qllm_hf.errors import BusyError
 from qllm_hf.whole import claiming, naming, whole_file, whole_folder, write_whole
 
 
@@ -93,3 +95,34 @@ def test_errors_of_the_system_name_the_file(tmp_path):
         raise FileNotFoundError(errno.ENOENT, "No such file", "elsewhere")
     with pytest.raises(ValueError, match="other"), naming(tmp_path):
         raise ValueError("other")
+
+
+def test_of_many_at_once_each_is_whole_or_refused(tmp_path):
+    """Processes replace one folder again and again; another one reads it meanwhile: it is there, and of one writer."""
+    fill(tmp_path / "out", "0")
+    (tmp_path / "out" / "b").write_text("0")
+    children = []
+    for number in range(1, 4):
+        child = os.fork()
+        if child == 0:
+            code = 1
+            try:
+                for _ in range(30):
+                    with contextlib.suppress(BusyError), whole_folder(tmp_path / "out", nothing, nothing) as partial:
+                        for name in "ab":
+                            (partial / name).write_text(str(number))
+                code = 0
+            finally:
+                os._exit(code)
+        children.append(child)
+    while children:
+        folder = os.open(tmp_path / "out", os.O_RDONLY)  # one folder, whatever it is called by now
+        with contextlib.suppress(FileNotFoundError):  # removed since, as a whole
+            said = {name: Path(f"/proc/self/fd/{folder}/{name}").read_text() for name in "ab"}
+            assert said["a"] == said["b"]
+        os.close(folder)
+        done, status = os.waitpid(-1, os.WNOHANG)
+        if done:
+            assert os.waitstatus_to_exitcode(status) == 0
+            children.remove(done)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]

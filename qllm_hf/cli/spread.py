@@ -39,7 +39,6 @@ def on_ray(
     from ..cluster.ray_pool import RayPool
     from ..cluster.run import sweep_on
     from ..evaluation.ranks import Ranks
-    from ..evaluation.store import writing
     from ..results import write_command
 
     cpus, gpus, retries = settings
@@ -47,8 +46,7 @@ def on_ray(
     out = wanted[-1]
     pool = RayPool(address, cpus=cpus, gpus=gpus)
     asking.stop_politely(Ranks(), out)  # again: Ray has put its own in place of it
-    with writing(out):
-        write_command(out, command)
+    write_command(out, command)
     if asked.data_dir is not None:  # workers run in another folder
         asked = replace(asked, data_dir=str(Path(asked.data_dir).expanduser().resolve()))
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shlex
 import sys
@@ -158,8 +159,10 @@ def sweep(
         from ..sweep.run import sweep as run_sweep
         from ..sweep.schemes import parse_candidates
 
-        with this_process().together() as ranks:
+        with this_process().together() as ranks, contextlib.ExitStack() as held:
             asking.stop_politely(ranks, out)
+            if ranks.is_first:
+                held.enter_context(writing(out))
             talks = not quiet and ranks.is_first
             tokenizer = load_tokenizer(model, trust_remote_code=trust_remote_code)
             if calibration is not None:
@@ -198,8 +201,7 @@ def sweep(
                 if judge is not None:
                     rater = asking.make_rater(judge, judge_model, judge_price, judge_prompts, out, talks)
                 if ranks.is_first:
-                    with writing(out):
-                        write_command(out, command)
+                    write_command(out, command)
                 swept = run_sweep(
                     models,
                     tokenizer,

@@ -98,12 +98,15 @@ def export_gguf(source: str, out: Path, *, overwrite: bool = False, trust_remote
         raise CheckpointError(f"{str(out)!r}: give a file that ends in .gguf.")
     if out.exists() and not overwrite:
         raise CheckpointError(f"{str(out)!r} exists. Give another file, or --overwrite to replace it.")
-    with open_stored(source, trust_remote_code=trust_remote_code) as stored:
+    with (
+        holding(beside(out), out, WAIT),
+        open_stored(source, trust_remote_code=trust_remote_code) as stored,
+    ):
         config = stored.checkpoint.config
         architecture, paired = _architecture(config)
         names = gguf.get_tensor_name_map(gguf.MODEL_ARCH[architecture.upper()], config["num_hidden_layers"])
         tensors = list(_tensors(stored, names, paired))
-        with holding(beside(out), out, WAIT), whole_file(out) as partial, unchanged(stored.folder):
+        with whole_file(out) as partial, unchanged(stored.folder):
             writer = gguf.GGUFWriter(partial, architecture)
             _describe(writer, config, stored.folder.resolve().name)
             vocabulary = write_vocabulary(writer, stored.folder, config["vocab_size"], config)

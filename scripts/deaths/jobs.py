@@ -94,6 +94,18 @@ def make_base(base: Path) -> None:
     export_checkpoint(str(base / "packed"), base / "peer")
 
 
+def import_all() -> None:
+    """Import what the jobs need: their processes are forked from this one, and need not do so again."""
+    import lm_eval.evaluator  # noqa: F401
+    import matplotlib.figure  # noqa: F401
+
+    import qllm_hf.evaluation.lm
+    import qllm_hf.export.gguf
+    import qllm_hf.page.write
+    import qllm_hf.streamed
+    import qllm_hf.sweep.run  # noqa: F401
+
+
 def prepare(job: Job, base: Path, place: Path) -> None:
     """A new folder in which {out} is as before."""
     (place / "tmp").mkdir(parents=True)
