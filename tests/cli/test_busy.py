@@ -65,7 +65,9 @@ def test_export_is_refused(packed, tmp_path):
 @pytest.fixture(scope="module")
 def packed(stories, tmp_path_factory):
     place = tmp_path_factory.mktemp("models") / "packed"
-    done = CliRunner().invoke(app, ["quantize", str(stories), "--scheme", "W4", "-o", str(place), "--quiet"])
+    done = CliRunner().invoke(
+        app, ["quantize", str(stories), "--scheme", "W4", "--w-group-size", "-1", "-o", str(place), "--quiet"]
+    )
     assert done.exit_code == 0, done.output
     return place
 
