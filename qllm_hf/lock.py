@@ -76,14 +76,20 @@ def holding(file: Path, what: Path, advice: str) -> Iterator[None]:
 @contextlib.contextmanager
 def undisturbed() -> Iterator[None]:
     """Ctrl-C and SIGTERM wait until a step is done that would otherwise leave something behind. For short steps."""
-    if not hasattr(signal, "pthread_sigmask"):  # Windows
+    stops = [number for number in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(number) is not None]
+    if threading.current_thread() is not threading.main_thread():  # which alone is disturbed
         yield
         return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
+    came: list[int] = []
+    # no mask: a signal for the process would find another thread, and be told to this one all the same
+    before = {number: signal.signal(number, lambda number, frame: came.append(number)) for number in stops}
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        for number in came:
+            signal.raise_signal(number)
 
 
 def _give_back(descriptor: int, file: Path) -> None:

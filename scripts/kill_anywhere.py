@@ -57,6 +57,7 @@ def main() -> None:
         import_all()
         for name in chosen:
             trials = Trials(name, base, Path(scratch))
+            print(f"{name}: {trials.points} points, {trials.seconds:.2f} s", file=sys.stderr, flush=True)
             for way in ways:
                 rng = random.Random(f"{given.seed} {name} {way}")
                 numbers = trials.numbers(way, rng, given.cases, given.moments)
@@ -66,7 +67,6 @@ def main() -> None:
                     if outcome.word == "FAULT":
                         faults.append((name, way, number, outcome.detail))
                         print(f"--jobs {name} --ways {way} --point {number}\n    {outcome.detail[:600]}", flush=True)
-            print(f"{name}: {trials.points} points, {trials.seconds:.2f} s", file=sys.stderr, flush=True)
     print(_table(counts))
     sys.exit(1 if faults else 0)
 

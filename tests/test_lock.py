@@ -13,7 +13,7 @@ import pytest
 
 from qllm_hf import lock
 from qllm_hf.errors import BusyError, QllmWarning
-from qllm_hf.lock import beside, holding, inside
+from qllm_hf.lock import beside, holding, inside, undisturbed
 
 
 @pytest.fixture
@@ -158,3 +158,14 @@ def test_a_folder_that_is_removed_underneath_does_no_harm(tmp_path):
         (tmp_path / "results" / ".lock").unlink()
         (tmp_path / "results").rmdir()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_ctrl_c_waits_until_a_step_is_done():
+    done = []
+    with pytest.raises(KeyboardInterrupt), undisturbed():
+        with undisturbed():
+            os.kill(os.getpid(), signal.SIGINT)
+            done.append("inner")
+        done.append("outer")
+    assert done == ["inner", "outer"]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 import signal
+import sys
 import tempfile
 import time
 import traceback
@@ -77,6 +78,8 @@ def _child(work: Callable[[], Any], place: Path, log: Path, result: Path) -> Non
         descriptor = os.open(log, os.O_CREAT | os.O_WRONLY | os.O_TRUNC)
         os.dup2(descriptor, 1)
         os.dup2(descriptor, 2)
+        # what this process prints to may be something else by now: pytest's, for example
+        sys.stdout, sys.stderr = (os.fdopen(number, "w", buffering=1, closefd=False) for number in (1, 2))
         os.environ["TMPDIR"] = str(place / "tmp")
         tempfile.tempdir = None
         value, code = work()
@@ -85,4 +88,5 @@ def _child(work: Callable[[], Any], place: Path, log: Path, result: Path) -> Non
         traceback.print_exc()
         code = 70
     finally:
+        sys.stdout.flush()
         os._exit(code)

@@ -9,8 +9,8 @@ from typing import Literal, NamedTuple
 
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from typer.testing import CliRunner
 
-import qllm_hf
 from qllm_hf import loading
 from qllm_hf.cli.main import app
 from qllm_hf.export.run import export_checkpoint
@@ -88,9 +88,10 @@ def make_base(base: Path) -> None:
     for seed, (name, packed_name) in enumerate((("float", "packed"), ("other-float", "other"))):
         torch.manual_seed(seed)
         loading.save_model(LlamaForCausalLM(config), tokenizer, base / name, max_shard_size="400KB")
-        scheme = qllm_hf.QllmConfig.from_scheme("W4KV8", w_group_size=32)
-        packed = loading.load_model(str(base / name), scheme)
-        loading.save_model(packed, tokenizer, base / packed_name, max_shard_size="100KB")
+        # by the command itself: what it imports on the way is then there for all processes that are forked
+        words = ["quantize", base / name, "--scheme", "W4KV8", "--w-group-size", "32", "--max-shard-size", "100KB"]
+        done = CliRunner().invoke(app, [str(word) for word in (*words, "-o", base / packed_name, "--quiet")])
+        assert done.exit_code == 0, done.output
     export_checkpoint(str(base / "packed"), base / "peer")
 
 
