@@ -67,12 +67,16 @@ def one_answer(one_model: bool) -> Iterator[None]:
 
 def answer(data: dict[str, Any], text: str, *, as_json: bool) -> None:
     """Print a command's result on stdout: `data` as JSON, or `text`."""
+    if sys.stdout is None:  # it was closed: nobody wants the answer
+        return
     sys.stdout.write((json.dumps(data, indent=2) if as_json else text) + "\n")
     sys.stdout.flush()
 
 
 def note(text: str) -> None:
     """Print a remark that is not part of the answer on stderr."""
+    if sys.stderr is None:
+        return
     sys.stderr.write(text + "\n")
     sys.stderr.flush()
 

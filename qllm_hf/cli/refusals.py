@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 
 _KEPT = "What was there is as it was"
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _WHAT_TO_DO = {
     errno.ENOSPC: f"{_KEPT}: make room, and run the same command again.",
     errno.EDQUOT: f"{_KEPT}: make room, and run the same command again.",
@@ -23,6 +24,8 @@ def refusal(error: OSError) -> str | None:
     """One sentence for what the system refused; None if it does not say which file and why."""
     if error.errno is None or error.filename is None:
         return None
+    # who copies is told both names, and it is the copy for which there is no room
+    place = error.filename2 if error.errno in _NO_ROOM and error.filename2 else error.filename
     why = (error.strerror or str(error)).rstrip(".")
     advice = _WHAT_TO_DO.get(error.errno, f"{_KEPT}.")
-    return f"{str(error.filename)!r}: {why[:1].lower()}{why[1:]}. {advice}"
+    return f"{str(place)!r}: {why[:1].lower()}{why[1:]}. {advice}"

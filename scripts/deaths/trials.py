@@ -29,7 +29,7 @@ WAYS = {
     "terminate": (points.INTERRUPT, signal.SIGTERM),
 }
 """{way: (action, error or signal)}."""
-_KILLS = ("before", "after", "random")
+KILLS = ("before", "after", "random")
 
 
 class Outcome(NamedTuple):
@@ -179,7 +179,7 @@ class Trials:
 def _check_end(way: str, ended: children.Ended, place: Path, where: str) -> None:
     """A command that could still speak said one sentence, and ended with the right code."""
     assert ended.code != -99, f"{where}: it hangs"
-    if way in _KILLS:
+    if way in KILLS:
         return
     assert ended.code in (0, 1, 130, 143), f"{where}: exit code {ended.code}: {ended.said[-700:]}"
     stopped = {"interrupt": 130, "terminate": 143}.get(way)

@@ -3,10 +3,11 @@
 import errno
 import os
 import signal
+import sys
 
 import pytest
 
-from qllm_hf.cli.output import answering
+from qllm_hf.cli.output import answer, answering, note
 from qllm_hf.cli.refusals import refusal
 from qllm_hf.cli.stopping import keeps
 
@@ -85,6 +86,20 @@ def test_what_the_system_refuses_names_the_file(error, words, capsys):
     said = capsys.readouterr().err
     assert ended.value.code == 1 and words in said
     assert said.startswith("error: ") and said.count("\n") == 1 and "--debug" not in said
+
+
+def test_a_copy_for_which_there_is_no_room_is_named_and_not_its_source():
+    assert refusal(OSError(errno.ENOSPC, "No space left on device", "from/x", None, "to/x")).startswith(
+        "'to/x': no space"
+    )
+
+
+def test_streams_that_are_closed_are_no_error(monkeypatch):
+    for name in ("stdout", "stderr"):
+        monkeypatch.setattr(sys, name, None)
+    with answering():
+        note("nobody hears it")
+        answer({}, "nor that", as_json=False)
 
 
 def test_an_error_that_names_no_file_is_shown_as_it_is(capsys):
