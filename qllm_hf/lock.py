@@ -60,11 +60,12 @@ def holding(file: Path, what: Path, advice: str) -> Iterator[None]:
     if key in _held:
         yield
         return
-    with undisturbed():
-        descriptor = _take(file, what, advice)
-        if descriptor is not None:
-            _held[key] = descriptor
+    descriptor = None
     try:
+        with undisturbed():
+            descriptor = _take(file, what, advice)
+            if descriptor is not None:
+                _held[key] = descriptor
         yield
     finally:
         if descriptor is not None:

@@ -73,8 +73,8 @@ def whole_folder(place: Path, check: Callable[[], None], finish: Callable[[Path]
         check()
         unique = uuid.uuid4().hex[:8]
         partial, replaced = (place.with_name(f".{place.name}.{word}-{unique}") for word in ("partial", "replaced"))
-        partial.mkdir(parents=True)
         try:
+            partial.mkdir(parents=True)
             yield partial
             finish(partial)
             for path in sorted(partial.rglob("*"), reverse=True):

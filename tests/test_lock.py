@@ -169,3 +169,17 @@ def test_ctrl_c_waits_until_a_step_is_done():
         done.append("outer")
     assert done == ["inner", "outer"]
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_ctrl_c_while_a_lock_is_taken_leaves_none(place, tmp_path, monkeypatch):
+    real = lock._take
+
+    def take_and_press(*arguments):
+        descriptor = real(*arguments)
+        os.kill(os.getpid(), signal.SIGINT)
+        return descriptor
+
+    monkeypatch.setattr(lock, "_take", take_and_press)
+    with pytest.raises(KeyboardInterrupt), holding(beside(place), place, "Wait."):
+        pytest.fail("it should have been stopped")
+    assert list(tmp_path.iterdir()) == [] and lock._held == {}
