@@ -109,22 +109,27 @@ def _take(file: Path, what: Path, advice: str) -> int | None:
         try:
             if not lock_descriptor(descriptor, blocking=False):
                 raise BusyError(f"{str(what)!r} is being written by {_holder(descriptor)}. {advice}")
-            if _is_at(descriptor, file):
-                note = {"pid": os.getpid(), "host": socket.gethostname(), "since": _now()}
-                # Windows keeps others from the first byte of a locked file
-                os.ftruncate(descriptor, 0)
-                os.write(descriptor, b" " + json.dumps(note).encode() + b"\n")
-                return descriptor
-        except OSError as error:
+        except BaseException as error:
             os.close(descriptor)
-            if error.errno in _NOT_HERE:
+            if isinstance(error, OSError) and error.errno in _NOT_HERE:
                 _say_unlocked(what, error)
                 return None
             raise
-        except BaseException:
-            os.close(descriptor)
-            raise
+        if _is_at(descriptor, file):
+            _sign(descriptor, file)
+            return descriptor
         os.close(descriptor)  # its last holder removed it between our two steps
+
+
+def _sign(descriptor: int, file: Path) -> None:
+    """Write who has the lock into its file."""
+    note = {"pid": os.getpid(), "host": socket.gethostname(), "since": _now()}
+    try:
+        os.ftruncate(descriptor, 0)
+        os.write(descriptor, b" " + json.dumps(note).encode() + b"\n")  # Windows keeps others from the first byte
+    except OSError as error:
+        _give_back(descriptor, file)
+        raise OSError(error.errno, os.strerror(error.errno or 0), str(file)) from None
 
 
 def _is_at(descriptor: int, file: Path) -> bool:

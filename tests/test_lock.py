@@ -183,3 +183,13 @@ def test_ctrl_c_while_a_lock_is_taken_leaves_none(place, tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt), holding(beside(place), place, "Wait."):
         pytest.fail("it should have been stopped")
     assert list(tmp_path.iterdir()) == [] and lock._held == {}
+
+
+def test_a_lock_that_cannot_be_signed_is_not_left_behind(place, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(lock.os, "write", full)
+    with pytest.raises(OSError, match="No space left") as refused, holding(beside(place), place, "Wait."):
+        pytest.fail("it should have been refused")
+    assert refused.value.filename == str(beside(place)) and list(tmp_path.iterdir()) == []

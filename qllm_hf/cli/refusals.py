@@ -24,8 +24,9 @@ def refusal(error: OSError) -> str | None:
     """One sentence for what the system refused; None if it does not say which file and why."""
     if error.errno is None or error.filename is None:
         return None
-    # who copies is told both names, and it is the copy for which there is no room
-    place = error.filename2 if error.errno in _NO_ROOM and error.filename2 else error.filename
+    place, copy = str(error.filename), error.filename2
+    if copy:  # there is no room for the copy; any other error may be of either
+        place = str(copy) if error.errno in _NO_ROOM else f"{place} -> {copy}"
     why = (error.strerror or str(error)).rstrip(".")
     advice = _WHAT_TO_DO.get(error.errno, f"{_KEPT}.")
-    return f"{str(place)!r}: {why[:1].lower()}{why[1:]}. {advice}"
+    return f"{place!r}: {why[:1].lower()}{why[1:]}. {advice}"

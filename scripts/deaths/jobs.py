@@ -59,7 +59,7 @@ JOBS: dict[str, Job] = {
     "export": Job(("export", "{base}/packed", "-o", "{out}", "--max-shard-size", "400KB")),
     "import": Job(("import", "{base}/peer", "-o", "{out}", "--max-shard-size", "400KB")),
     "gguf": Job(
-        ("export", "{base}/packed", "--format", "gguf", "-o", "{out}.gguf"), kind="file", again=("--overwrite",)
+        ("export", "{base}/half", "--format", "gguf", "-o", "{out}.gguf"), kind="file", again=("--overwrite",)
     ),
     "evaluate": Job(
         ("evaluate", "{base}/float", "--scheme", "W4", "--tasks", TASKS, "--limit", "6", "--batch-size", "2",
@@ -85,11 +85,17 @@ def make_base(base: Path) -> None:
     )
     base.mkdir()
     (base / "text.txt").write_text(TEXT, encoding="utf-8")
-    for seed, (name, packed_name) in enumerate((("float", "packed"), ("other-float", "other"))):
+    for seed, name in enumerate(("float", "other-float")):
         torch.manual_seed(seed)
         loading.save_model(LlamaForCausalLM(config), tokenizer, base / name, max_shard_size="400KB")
+    for name, packed_name, dtype in (
+        ("float", "packed", "auto"),
+        ("other-float", "other", "auto"),
+        ("float", "half", "float16"),
+    ):
         # by the command itself: what it imports on the way is then there for all processes that are forked
         words = ["quantize", base / name, "--scheme", "W4KV8", "--w-group-size", "32", "--max-shard-size", "100KB"]
+        words += ["--dtype", dtype]
         done = CliRunner().invoke(app, [str(word) for word in (*words, "-o", base / packed_name, "--quiet")])
         assert done.exit_code == 0, done.output
     export_checkpoint(str(base / "packed"), base / "peer")
