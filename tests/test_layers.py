@@ -18,7 +18,6 @@ ROOT = Path(importlib.util.find_spec(PACKAGE).origin).parent
 LAYERS = {
     "errors": 0,
     "layout": 0,
-    "drawing": 1,
     "rotation": 1,
     "trials": 1,
     "scheme": 1,
@@ -47,6 +46,7 @@ LAYERS = {
     "on_gpu": 2,
     "__init__": 2,
     "checkpoint": 3,
+    "drawing": 3,
     "packed": 3,
     "compat": 3,
     "checksums": 4,
