@@ -6,6 +6,7 @@ A folder may come from anywhere. What its files say about each other is compared
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from .strict_json import LARGEST_JSON, parse_object
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 FORMAT_KEY = "qllm_format"
+CHECKSUMS_KEY = "qllm_crc32"
 PACKED, SCALE, ZERO_POINT = "_packed", "_scale", "_zero_point"
 ORDER = ".input_order"
 # Formats that are refused: reading them may run code, or they are other programs' own.
@@ -55,8 +57,10 @@ def read_checkpoint(folder: Path) -> Checkpoint:
     files, named = checkpoint_files(folder)
     tensors: dict[str, StoredTensor] = {}
     formats: set[str] = set()
+    said: dict[Path, dict[str, str]] = {}
     for file in files:
         stored, metadata = read_header(file)
+        said[file] = metadata
         twice = sorted(stored.keys() & tensors.keys())
         if twice:
             raise CheckpointError(f"{file} holds {some(twice)}, and so does another file. Copy the checkpoint again.")
@@ -66,6 +70,7 @@ def read_checkpoint(folder: Path) -> Checkpoint:
     if lost:
         raise CheckpointError(f"{folder / INDEX} names {some(lost)}, which no file holds. Copy the checkpoint again.")
     _check_packed(folder, config, tensors, formats)
+    check_one_save(said)
     return Checkpoint(folder, config, files, tensors, sum(file.stat().st_size for file in files))
 
 
@@ -119,6 +124,27 @@ def checkpoint_files(folder: Path) -> tuple[tuple[Path, ...], set[str]]:
             "Copy them, or download the checkpoint again."
         )
     return tuple(folder / name for name in names), set(weight_map)
+
+
+def check_one_save(metadata: Mapping[Path, Mapping[str, str]]) -> None:
+    """Raises CheckpointError if files are parts of two models with the same names, shapes and format.
+
+    transformers writes into a folder file by file. Where that was stopped, some are of the model that was there before;
+    each of them has the checksums of all tensors that were to be saved with it (`qllm_hf.checksums`).
+
+    Args:
+        metadata: of the header of each file.
+    """
+    first: dict[str, tuple[Path, str]] = {}
+    for path, found in metadata.items():
+        sums = found.get(CHECKSUMS_KEY, "")
+        before, known = first.setdefault(sums[:8], (path, sums))  # which begin with that of the names
+        if known != sums:
+            raise CheckpointError(
+                f"{before} and {path} are parts of two models: each has checksums of tensors that the other does not "
+                "hold. Was the model that was here being replaced, and that stopped? Save or copy the whole folder "
+                "again."
+            )
 
 
 def settle_header(path: Path) -> None:

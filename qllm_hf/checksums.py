@@ -19,11 +19,11 @@ import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+from .checkpoint import CHECKSUMS_KEY as CHECKSUMS_KEY
 from .checkpoint import PACKED, SCALE, ZERO_POINT, Checkpoint, some
 from .errors import CheckpointError
 from .header import StoredTensor, read_header
 
-CHECKSUMS_KEY = "qllm_crc32"
 _PIECE = 2**24
 
 

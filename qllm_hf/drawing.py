@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from .errors import MissingExtraError
+from .whole import whole_file
 
 COLORS: Final = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#999999")
 MARKERS: Final = "osD^vPX*"
@@ -42,13 +43,10 @@ def save_picture(figure: Any, folder: Path, name: str) -> list[Path]:
     """
     import matplotlib
 
-    folder.mkdir(parents=True, exist_ok=True)
     written = []
     for form in FORMATS:
         path = folder / f"{name}.{form}"
-        partial = folder / f".{path.name}"
-        with matplotlib.rc_context({"svg.hashsalt": name, "svg.fonttype": "none"}):
+        with whole_file(path) as partial, matplotlib.rc_context({"svg.hashsalt": name, "svg.fonttype": "none"}):
             figure.savefig(partial, format=form, dpi=DPI, metadata={"Date": None} if form == "svg" else None)
-        partial.replace(path)
         written.append(path)
     return written

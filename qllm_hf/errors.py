@@ -8,6 +8,7 @@
     |-- CalibrationError   text or activations from which no method can choose codes
     |-- CacheError         a cache that cannot hold quantized keys and values
     |-- JudgeError         a judge that does not answer
+    |-- BusyError          another process writes to the same place
     `-- MissingExtraError  an optional dependency is not installed (also an ImportError)
 
     QllmWarning(UserWarning)  something works, but not as the user may believe
@@ -51,6 +52,10 @@ class CacheError(QllmError):
 
 class JudgeError(QllmError):
     """A judge that does not answer."""
+
+
+class BusyError(QllmError):
+    """Another process writes to the same place."""
 
 
 class MissingExtraError(QllmError, ImportError):

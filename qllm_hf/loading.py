@@ -9,8 +9,6 @@ from __future__ import annotations
 import contextlib
 import math
 import re
-import shutil
-import uuid
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -22,6 +20,7 @@ from transformers.distributed.configuration_utils import DistributedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+from . import whole
 from .builtin import BUILTIN, REFERENCE, builtin_like
 from .checkpoint import PACKED, Checkpoint, check_kinds, read_checkpoint, read_config, settle_header, some
 from .checksums import verify as verify_checkpoint
@@ -31,6 +30,7 @@ from .families import REPLACED_REMOTE_CODE
 from .packed import packed_shapes
 from .plan import Plan, make_plan
 from .preflight import TRUST, check_config, check_room, check_side_files, check_unexpected, refusing, short
+from .steady import unchanged
 
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _HOW = (
@@ -244,7 +244,8 @@ def load_whole(name_or_path: str, *, verify: bool = False, **options: Any) -> Pr
     # with an option that places weights, an error may be about that
     placed = folder is None or options.keys() & {"device_map", "max_memory", "offload_folder", "distributed_config"}
     what = f"{name_or_path!r} cannot be loaded: config.json and the files do not fit together"
-    with _hub_errors(name_or_path), contextlib.nullcontext() if placed else refusing(what):
+    steady = contextlib.nullcontext() if folder is None else unchanged(folder)
+    with steady, _hub_errors(name_or_path), contextlib.nullcontext() if placed else refusing(what):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             _where(name_or_path), use_safetensors=True, output_loading_info=True, **options
         )
@@ -345,34 +346,18 @@ def whole_folder(out_dir: Path, *, overwrite: bool = False) -> Iterator[Path]:
 
     Raises:
         CheckpointError: as `save_model`.
+        BusyError: another process writes a model there.
     """
-    out_dir = out_dir.expanduser().absolute()
-    check_output(out_dir, overwrite=overwrite)
-    unique = uuid.uuid4().hex[:8]
-    partial, replaced = (out_dir.with_name(f".{out_dir.name}.{word}-{unique}") for word in ("partial", "replaced"))
-    partial.mkdir(parents=True)
-    try:
+    out_dir = out_dir.expanduser()
+    with whole.whole_folder(out_dir, lambda: check_output(out_dir, overwrite=overwrite), _settle) as partial:
         yield partial
-        usual = (partial / "config.json").stat().st_mode
-        for file in read_checkpoint(partial).files:
-            file.chmod(usual)  # safetensors leaves its files readable by their owner only
-            settle_header(file)
-        _rename(partial, out_dir, replaced)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    shutil.rmtree(replaced, ignore_errors=True)
 
 
-def _rename(new: Path, place: Path, old: Path) -> None:
-    """Put the folder `new` at `place`; what was there goes to `old`, or stays where it was if anything fails."""
-    if place.exists():
-        place.rename(old)
-    try:
-        new.rename(place)
-    except OSError:
-        if old.exists():
-            old.rename(place)
-        raise
+def _settle(folder: Path) -> None:
+    usual = (folder / "config.json").stat().st_mode
+    for file in read_checkpoint(folder).files:
+        file.chmod(usual)  # safetensors leaves its files readable by their owner only
+        settle_header(file)
 
 
 def _where(name_or_path: str) -> str:

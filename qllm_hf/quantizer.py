@@ -10,6 +10,7 @@ import functools
 import re
 import warnings
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,7 +25,7 @@ from transformers.quantizers.quantizers_utils import get_module_from_name
 from transformers.utils import logging
 
 from . import compat
-from .checkpoint import FORMAT_KEY, ORDER
+from .checkpoint import FORMAT_KEY, ORDER, check_one_save, read_header
 from .checksums import as_metadata
 from .config import FORMAT, QUANT_METHOD, QllmConfig
 from .errors import CheckpointError, ModelError, QllmWarning
@@ -119,6 +120,7 @@ class QllmHfQuantizer(HfQuantizer):
         if self.pre_quantized:
             files = [file for file in kwargs.get("checkpoint_files") or () if str(file).endswith(".safetensors")]
             if files:
+                check_one_save({path: read_header(path)[1] for path in map(Path, files)})
                 check_stored_orders(files, sum(entry.input_order for entry in self.plan.quantized()))
         if not self.pre_quantized:
             warn_of_low_coverage(self.plan, config)

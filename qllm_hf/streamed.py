@@ -27,8 +27,10 @@ from .methods.blocks import Blocks, block_list
 from .methods.calibration import Calibration
 from .methods.engine import calibrate_
 from .methods.residence import OnDisk
-from .methods.work import Work
+from .methods.work import SCRATCH, Work
 from .plan import make_plan
+from .steady import unchanged
+from .whole import claiming
 
 _SPREAD = ("auto", "balanced", "balanced_low_0", "sequential")
 """What transformers calls ways to spread a model over devices."""
@@ -49,11 +51,16 @@ class Offloaded:
 
 
 @contextlib.contextmanager
-def offloaded(name_or_path: str, *, dtype: str = "auto", trust_remote_code: bool = False) -> Iterator[Offloaded]:
+def offloaded(
+    name_or_path: str, *, dtype: str = "auto", trust_remote_code: bool = False, scratch: Path | None = None
+) -> Iterator[Offloaded]:
     """A float model of which only what is outside the decoder blocks is in memory.
 
     Weights whose form in the checkpoint is not the one in memory (experts that are fused) are rewritten to a temporary
     folder, one at a time; it is removed at the end.
+
+    Args:
+        scratch: where that folder is made; by default where the system has temporary ones.
 
     Raises:
         CheckpointError, ModelError: as `loading.load_model`.
@@ -63,7 +70,7 @@ def offloaded(name_or_path: str, *, dtype: str = "auto", trust_remote_code: bool
     name = block_list(shapes, make_plan(shapes, QllmConfig(w=4)))
     device_map = _device_map(shapes, name)
     bars = logging.is_progress_bar_enabled()
-    with tempfile.TemporaryDirectory(prefix="qllm-offload-") as temporary:
+    with tempfile.TemporaryDirectory(prefix=SCRATCH, dir=scratch) as temporary:
         told = python_logging.getLogger("accelerate.big_modeling")
         level = told.level
         told.setLevel(python_logging.ERROR)  # that blocks are on the meta device is what was asked for
@@ -111,12 +118,19 @@ def quantize_streamed(
 
     Raises:
         CheckpointError: the work folder belongs to another run.
+        BusyError: another process is at it.
         CalibrationError: the text is no use for this model.
         CheckpointError, ModelError: as `loading.load_model`.
     """
     computes_on = computing_device(device)
-    work = Work(folder, _identity(name_or_path, config, calibration, dtype), restart=restart)
-    with offloaded(name_or_path, dtype=dtype, trust_remote_code=trust_remote_code) as source:
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(claiming(folder))
+        if (source_folder := local_folder(name_or_path)) is not None:
+            stack.enter_context(unchanged(source_folder))
+        work = Work(folder, _identity(name_or_path, config, calibration, dtype), restart=restart)
+        source = stack.enter_context(
+            offloaded(name_or_path, dtype=dtype, trust_remote_code=trust_remote_code, scratch=work.scratch())
+        )
         residence = OnDisk(source.blocks.modules, source.weights, source.blocks.name, work, computes_on)
         plan = calibrate_(
             source.model,

@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 
 import qllm_hf
+from qllm_hf import whole
 from qllm_hf.checkpoint import INDEX, SINGLE, read_checkpoint, settle_header
 from qllm_hf.errors import CheckpointError, ConfigError, ModelError
 from qllm_hf.families import REPLACED_REMOTE_CODE
@@ -334,6 +335,7 @@ def test_the_old_folder_comes_back_if_the_new_one_cannot_take_its_place(model, f
             raise OSError("refused")
         return rename(self, target)
 
+    monkeypatch.setattr(whole, "_exchange", lambda first, second: False)  # a file system that cannot
     monkeypatch.setattr(Path, "rename", refuse_new)
     with pytest.raises(OSError, match="refused"):
         save_model(model, None, folder, overwrite=True)

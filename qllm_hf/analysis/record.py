@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -16,6 +15,7 @@ import transformers
 
 from .. import __version__
 from ..errors import CheckpointError
+from ..whole import write_whole
 from .gathering import Row
 from .streaming import OUTLIER
 from .verdict import counts, explain, judge, limits, reasons
@@ -93,7 +93,6 @@ def save(folder: Path, data: Mapping[str, Any], rows: Sequence[Row]) -> list[Pat
 
     Each appears under its name when it is whole.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     ranges = {}
     for row in rows:
         ranges[f"{row.kind}.{row.name}.low"] = row.channel_low
@@ -103,7 +102,5 @@ def save(folder: Path, data: Mapping[str, Any], rows: Sequence[Row]) -> list[Pat
         CHANNELS_FILE: safetensors.torch.save(ranges),
     }
     for name, written in content.items():
-        partial = folder / f".{name}.{os.getpid()}"
-        partial.write_bytes(written)
-        partial.replace(folder / name)
+        write_whole(folder / name, written)
     return [folder / name for name in content]

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .output import UsageError, note
+from .stopping import keeps
 
 if TYPE_CHECKING:
     from ..evaluation.dialogue import Rater
@@ -127,14 +128,13 @@ def _silent(text: str) -> None:
 
 def stop_politely(ranks: Ranks, out: Path | None) -> None:
     """When the program is told to end (torchrun does so when another process died), it says what is kept."""
+    kept = (
+        f"what was answered is kept in {str(out)!r}: the same command goes on from there" if out else "nothing is kept"
+    )
+    keeps(kept)
 
     def stop(number: int, frame: Any) -> None:
-        kept = (
-            f"what was answered is kept in {str(out)!r}: the same command goes on from there."
-            if out
-            else "nothing is kept."
-        )
-        note(f"stopped by a signal; {kept}" if ranks.is_first else f"process {ranks.rank} was stopped.")
+        note(f"stopped by a signal; {kept}." if ranks.is_first else f"process {ranks.rank} was stopped.")
         raise SystemExit(128 + number)
 
     signal.signal(signal.SIGTERM, stop)

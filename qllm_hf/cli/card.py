@@ -56,9 +56,10 @@ def card(
       qllm-hf card model-w4kv8 -o card.md
     """
     with answering(as_json=as_json, quiet=quiet, debug=debug):
-        from ..publishing.card import make_card, save_card, write_whole
+        from ..publishing.card import make_card, save_card
         from ..publishing.frontmatter import CARD
         from ..publishing.quantized import read_quantized
+        from ..whole import write_whole
 
         model = read_quantized(folder)
         place = output if output is not None else model.folder / CARD

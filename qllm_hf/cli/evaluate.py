@@ -68,11 +68,14 @@ def evaluate(
 
         from ..evaluation import engine
         from ..evaluation.ranks import this_process
+        from ..evaluation.store import writing
         from ..loading import load_model, load_tokenizer, local_folder
         from ..reporting.model import scheme_of
 
-        with this_process(one_model=tensor_parallel).together() as ranks:
+        with this_process(one_model=tensor_parallel).together() as ranks, contextlib.ExitStack() as held:
             asking.stop_politely(ranks, out)
+            if ranks.is_first:  # before a model is loaded
+                held.enter_context(writing(out))
             engine.check(names, limit=limit, data_dir=data_dir, shots=shots, has_rater=judge is not None)
             # what comes from the Hub is fetched once for each machine; a model that is cut is loaded by all at once
             in_turn = local_folder(model) is None and not tensor_parallel

@@ -2,7 +2,7 @@
 
 stdout   the answer: text, or one JSON object with --json
 stderr   progress, warnings, errors (with --json, {"error": {"type", "message"}})
-exit     0 done, 1 could not be done, 2 the command line itself makes no sense
+exit     0 done, 1 could not be done, 2 the command line itself makes no sense, 130 and 143 stopped (`stopping`)
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import QllmError, QllmWarning
+from .refusals import refusal
+from .stopping import stopping
 
 
 class UsageError(QllmError):
@@ -31,7 +33,7 @@ def answering(*, as_json: bool = False, quiet: bool = False, debug: bool = False
         SystemExit: the body raised; the code is 2 for UsageError, else 1. With `debug`, or QLLM_DEBUG=1, the
             exception itself leaves.
     """
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), stopping(note):
         _show_warnings_plainly()
         try:
             _calm_transformers(quiet)
@@ -65,20 +67,26 @@ def one_answer(one_model: bool) -> Iterator[None]:
 
 def answer(data: dict[str, Any], text: str, *, as_json: bool) -> None:
     """Print a command's result on stdout: `data` as JSON, or `text`."""
+    if sys.stdout is None:  # it was closed: nobody wants the answer
+        return
     sys.stdout.write((json.dumps(data, indent=2) if as_json else text) + "\n")
     sys.stdout.flush()
 
 
 def note(text: str) -> None:
     """Print a remark that is not part of the answer on stderr."""
+    if sys.stderr is None:
+        return
     sys.stderr.write(text + "\n")
     sys.stderr.flush()
 
 
 def print_error(error: Exception, *, as_json: bool) -> None:
-    """Print an error on stderr: its message if it is ours, else with its type and the way to see more."""
+    """Print an error on stderr: our message, what the system refused, else its type and the way to see more."""
     message = str(error)
-    if not isinstance(error, QllmError):
+    if isinstance(error, OSError) and (said := refusal(error)):
+        message = said
+    elif not isinstance(error, QllmError):
         first = message.strip().split("\n")[0]
         message = f"{type(error).__name__}: {first} (--debug shows where this comes from)"
     if as_json:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from pathlib import Path
 from typing import Annotated
@@ -11,6 +12,7 @@ import typer
 from . import options
 from .command_line import words_of
 from .output import UsageError, answer, answering, note
+from .stopping import keeps
 
 NO_PART_OF_THE_RESULT = (
     *("overwrite", "restart", "dry_run", "max_memory", "offload_folder", "as_json", "quiet", "debug"),
@@ -86,7 +88,7 @@ def quantize(
       qllm-hf quantize path/to/model --scheme W3 --override '*.down_proj=W4' --dry-run
     """
     given = dict(locals())
-    with answering(as_json=as_json, quiet=quiet, debug=debug):
+    with answering(as_json=as_json, quiet=quiet, debug=debug), contextlib.ExitStack() as held:
         where = options.placing(device_map, max_memory, offload_folder)
         if scheme is None and bits_per_weight is not None:
             scheme = "W4"  # of what the budget leaves open
@@ -129,6 +131,7 @@ def quantize(
         )
         from ..reporting.model import plan_report, report
         from ..reporting.text import bytes_text
+        from ..whole import claiming
 
         if str(config.scheme) == "FP16":
             raise ConfigError(f"scheme {scheme!r} quantizes nothing. Give bits below 16, such as W4KV8.")
@@ -139,6 +142,7 @@ def quantize(
             answer(planned.to_dict(), str(planned), as_json=as_json)
             return
         assert output is not None
+        held.enter_context(claiming(output))
         check_output(output, overwrite=overwrite)
         folder = local_folder(model)
         if folder is not None and folder.resolve() == output.expanduser().resolve():
@@ -162,6 +166,7 @@ def quantize(
             text = calibration_for(config, model)
             if len(text.ids) < config.samples and not quiet:
                 note(f"{text.source} gives {len(text.ids)} of {config.samples} blocks of {config.seqlen} tokens")
+            keeps("what was calibrated is kept: the same command goes on from there")
             loaded, work = quantize_streamed(
                 model,
                 config,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shlex
 import sys
@@ -150,6 +151,7 @@ def sweep(
             return
 
         from ..evaluation.ranks import this_process
+        from ..evaluation.store import writing
         from ..loading import load_tokenizer
         from ..results import write_command
         from ..sweep.models import Models
@@ -157,8 +159,10 @@ def sweep(
         from ..sweep.run import sweep as run_sweep
         from ..sweep.schemes import parse_candidates
 
-        with this_process().together() as ranks:
+        with this_process().together() as ranks, contextlib.ExitStack() as held:
             asking.stop_politely(ranks, out)
+            if ranks.is_first:
+                held.enter_context(writing(out))
             talks = not quiet and ranks.is_first
             tokenizer = load_tokenizer(model, trust_remote_code=trust_remote_code)
             if calibration is not None:

@@ -11,7 +11,7 @@ from typing import Any, Final
 from ..errors import CheckpointError, ModelError, QllmError
 from ..evaluation import engine
 from ..evaluation.record import Record
-from ..evaluation.store import Store
+from ..evaluation.store import Store, writing
 from ..loading import check_float, model_on_meta
 from ..results import BASELINE, Size, read_results, read_sizes, write_size
 from ..sweep.known import find_known
@@ -86,6 +86,7 @@ def sweep_on(
         tell: is called with what a person should know while it runs, such as a machine that is gone.
 
     Raises:
+        BusyError: another process writes to the folder.
         CheckpointError: the folder holds results of another model, or a machine has other files of it.
         ConfigError, MissingExtraError: as `evaluate`, and before any job is given away: a machine lacks something.
         ModelError: no machine has the memory for the float model, or it could not be measured.
@@ -96,13 +97,14 @@ def sweep_on(
     if isinstance(here, Failed):  # again, for the error itself
         engine.check(tasks, limit=asked.limit, data_dir=asked.data_dir, shots=asked.shots)
         raise CheckpointError(f"the model or the rows cannot be read here: {here.why}")
-    check_folder(out, subject.name, here.revision)
-    run = _Run(pool, subject, candidates, tasks, out, asked, progress, retries, tell, here)
-    try:
-        run.check_machines()
-        run.go()
-    finally:
-        pool.cancel()
+    with writing(out):
+        check_folder(out, subject.name, here.revision)
+        run = _Run(pool, subject, candidates, tasks, out, asked, progress, retries, tell, here)
+        try:
+            run.check_machines()
+            run.go()
+        finally:
+            pool.cancel()
     return Spread(Swept(read_results(out), run.failures, run.warned), tuple(run.jobs.values()))
 
 

@@ -28,7 +28,7 @@ from .ranks import Ranks
 from .record import Record
 from .registry import find_task
 from .samples import Prepared, Scored, read_samples
-from .store import Store
+from .store import Store, writing
 from .task import TaskInfo
 
 SEEDS: Final = {"generation": 0, "shots": SHOTS_SEED}
@@ -89,6 +89,7 @@ def evaluate(
         ConfigError: an unknown task, a limit below 2, which gives no standard error, rows that cannot be used, or
             MT-Bench without a judge.
         MissingExtraError: lm_eval is not installed.
+        BusyError: another process writes to `out`.
         LostProcess, FailedElsewhere, Disagreement: another process of the run is gone, failed, or has other files.
     """
     ranks = Ranks() if ranks is None else ranks
@@ -98,7 +99,6 @@ def evaluate(
 
     if isinstance(subject, str):
         subject = Subject(subject)
-    store = Store(None if out is None else Path(out).expanduser())
     measured = {
         "model": subject.model,
         "revision": subject.revision or revision_of(subject.model, model),
@@ -109,7 +109,9 @@ def evaluate(
     where = {"versions": versions(), "hardware": hardware(model.device), "seeds": SEEDS}
     _agree(ranks, measured, where, {"tasks": list(infos), "limit": limit, "batch_size": batch_size, "shots": shots})
     records = []
-    with quiet_lm_eval():
+    folder = None if out is None else Path(out).expanduser()
+    with writing(folder if ranks.is_first else None), quiet_lm_eval():
+        store = Store(folder)
         lm = QllmLM(
             model,
             tokenizer=tokenizer,
@@ -134,8 +136,8 @@ def evaluate(
                     store.add(record, samples)
             progress(record)
             records.append(record)
-    ranks.wait()
-    lm.journal.drop(tidy=not ranks.is_first)
+        ranks.wait()
+        lm.journal.drop(tidy=not ranks.is_first)
     return records
 
 

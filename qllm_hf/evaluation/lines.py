@@ -9,6 +9,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from ..whole import naming, whole_file
+
 
 def append_line(path: Path, value: dict[str, Any]) -> None:
     """Put one line at the end, and wait until the disk has it.
@@ -22,7 +24,7 @@ def append_line(path: Path, value: dict[str, Any]) -> None:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     line = json.dumps(value).encode("ascii") + b"\n"
-    with path.open("a+b", buffering=0) as file:
+    with naming(path), path.open("a+b", buffering=0) as file:
         if file.seek(0, os.SEEK_END):
             file.seek(-1, os.SEEK_END)
             if file.read(1) != b"\n":
@@ -51,17 +53,9 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 def write_lines(path: Path, values: Iterable[dict[str, Any]]) -> None:
     """Write a whole file, or nothing: under another name first, then renamed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with partial.open("wb") as file:
-            for value in values:
-                file.write(_readable(value) + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with whole_file(path) as partial, partial.open("wb") as file:
+        for value in values:
+            file.write(_readable(value) + b"\n")
 
 
 def _readable(value: dict[str, Any]) -> bytes:

@@ -7,12 +7,14 @@ OUT/answers/                             batches of a run under way; gone when i
 
 from __future__ import annotations
 
+import contextlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 from ..errors import CheckpointError
+from ..lock import holding, inside
 from .lines import append_line, read_lines, write_lines
 from .record import Record
 
@@ -32,6 +34,31 @@ IDENTITY: Final = (
     "data",
 )
 """The fields that two records of the same measurement have in common."""
+_WAIT: Final = (
+    "Wait for it to end and run the same command again, which does not measure twice; or give another folder, and put "
+    "both together with `qllm-hf merge`."
+)
+
+
+@contextlib.contextmanager
+def writing(folder: Path | None) -> Iterator[None]:
+    """No other process puts results into a folder meanwhile; reading is always possible.
+
+    Raises:
+        BusyError: another process does.
+        CheckpointError: the folder is a file.
+    """
+    if folder is None:
+        yield
+        return
+    _check_folder(folder)
+    with holding(inside(folder), folder, _WAIT):
+        yield
+
+
+def _check_folder(folder: Path) -> None:
+    if folder.exists() and not folder.is_dir():
+        raise CheckpointError(f"{str(folder)!r} is a file. Give a folder for the results.")
 
 
 class Store:
@@ -43,8 +70,8 @@ class Store:
 
     def __init__(self, folder: Path | None) -> None:
         self.folder = folder
-        if folder is not None and folder.exists() and not folder.is_dir():
-            raise CheckpointError(f"{str(folder)!r} is a file. Give a folder for the results.")
+        if folder is not None:
+            _check_folder(folder)
         self.records = (
             [] if folder is None else [Record.from_json(line) for line in read_lines(folder / "records.jsonl")]
         )

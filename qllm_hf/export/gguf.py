@@ -8,7 +8,6 @@ processor it rounds the input of each product to 8 bits in blocks of 32, so logi
 from __future__ import annotations
 
 import shlex
-import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,10 @@ from torch import Tensor
 
 from ..errors import CheckpointError, MissingExtraError, ModelError
 from ..formats.gguf import BLOCK, Block, block_for, encode_blocks
+from ..lock import beside, holding
 from ..scheme import PER_ROW, PER_TENSOR
+from ..steady import unchanged
+from ..whole import WAIT, whole_file
 from .gguf_vocabulary import Kind, write_vocabulary
 from .stored import StoredModel, StoredWeight, open_stored
 
@@ -96,21 +98,19 @@ def export_gguf(source: str, out: Path, *, overwrite: bool = False, trust_remote
         raise CheckpointError(f"{str(out)!r}: give a file that ends in .gguf.")
     if out.exists() and not overwrite:
         raise CheckpointError(f"{str(out)!r} exists. Give another file, or --overwrite to replace it.")
-    with open_stored(source, trust_remote_code=trust_remote_code) as stored:
+    with (
+        holding(beside(out), out, WAIT),
+        open_stored(source, trust_remote_code=trust_remote_code) as stored,
+    ):
         config = stored.checkpoint.config
         architecture, paired = _architecture(config)
         names = gguf.get_tensor_name_map(gguf.MODEL_ARCH[architecture.upper()], config["num_hidden_layers"])
         tensors = list(_tensors(stored, names, paired))
-        partial = out.with_name(f".{out.name}.partial-{uuid.uuid4().hex[:8]}")
-        out.parent.mkdir(parents=True, exist_ok=True)
-        try:
+        with whole_file(out) as partial, unchanged(stored.folder):
             writer = gguf.GGUFWriter(partial, architecture)
             _describe(writer, config, stored.folder.resolve().name)
             vocabulary = write_vocabulary(writer, stored.folder, config["vocab_size"], config)
             _write(gguf, writer, tensors)
-            partial.replace(out)
-        finally:
-            partial.unlink(missing_ok=True)
     kinds = [tensor.kind for tensor in tensors]
     return ExportedGguf(out, {kind: kinds.count(kind) for kind in sorted(set(kinds))}, vocabulary, out.stat().st_size)
 

@@ -15,6 +15,7 @@ from ..checkpoint import INDEX, OTHER_FORMATS
 from ..errors import ConfigError, ModelError, did_you_mean
 from ..loading import check_output, local_folder, whole_folder
 from ..safetensors_stream import DTYPES, SHARD_BYTES, Item, write_items
+from ..steady import unchanged
 from .groups import Group, group_of, quantization_config
 from .layers import layer_items
 from .plain import plain_items
@@ -93,7 +94,7 @@ def export_checkpoint(
     with open_stored(source, trust_remote_code=trust_remote_code) as stored:
         content = _float(stored) if format == FLOAT else _compressed_tensors(stored, reader)
         others = [_as_it_is(stored, name) for name in stored.others]
-        with whole_folder(out_dir, overwrite=overwrite) as partial:
+        with whole_folder(out_dir, overwrite=overwrite) as partial, unchanged(stored.folder):
             write_items(partial, [*content.items, *others], shard_bytes=shard_bytes, progress=progress)
             _copy_companions(stored.folder, partial)
             config = _config_json(stored, content.quantization)

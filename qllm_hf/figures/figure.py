@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from ..drawing import require_matplotlib, save_picture
+from ..whole import write_whole
 
 _NAMED: Final = re.compile(r'(\bid="|url\(#|href="#)')
 """What comes before a name inside an SVG, where it is given and where it is used."""
@@ -74,8 +74,6 @@ def save_figures(figures: Sequence[Figure], folder: Path) -> list[Path]:
         text = io.StringIO(newline="")
         csv.writer(text, lineterminator="\n").writerows(figure.rows)
         path = folder / f"{figure.name}.csv"
-        partial = folder / f".{path.name}.{os.getpid()}"
-        partial.write_text(text.getvalue(), encoding="utf-8")
-        partial.replace(path)
+        write_whole(path, text.getvalue().encode("utf-8"))
         written.append(path)
     return written

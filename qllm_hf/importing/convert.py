@@ -21,6 +21,7 @@ from ..config import FORMAT, QllmConfig
 from ..errors import CheckpointError, ConfigError
 from ..loading import config_dict, local_folder, model_on_meta, whole_folder
 from ..safetensors_stream import SHARD_BYTES, write_items
+from ..steady import unchanged
 from .config import ACTIVATIONS, Activations
 from .job import Job
 from .peers import OWN_FILES, Peer, read_peer
@@ -84,7 +85,7 @@ def import_checkpoint(
     model = model_on_meta(str(source), trust_remote_code=trust_remote_code)
     with Tensors(checkpoint) as tensors:
         job = Job(checkpoint, peer, model, tensors, activations)
-        with whole_folder(place, overwrite=overwrite) as partial:
+        with whole_folder(place, overwrite=overwrite) as partial, unchanged(source):
             write_items(
                 partial,
                 list(job.items()),

@@ -2,6 +2,7 @@
 
     progress.json                what this run is, and how many blocks are done
     block-00003.safetensors      the finished block: packed weights, scaled norms, biases
+    qllm-offload-.../            weights that a running process rewrote
     hidden-00004/00000...        what the next block gets, a file for each batch
     float-00004/00000...         and what it gets in the float model, if the method compares the two
 
@@ -10,19 +11,25 @@ A block counts when progress.json says so, and that is written last. Every file 
 
 from __future__ import annotations
 
+import contextlib
 import json
-import os
+import re
 import shutil
 from pathlib import Path
 from typing import Any, Literal
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ..errors import CheckpointError
+from ..whole import whole_file, write_whole
 
 FORMAT = 1
 _PROGRESS = "progress.json"
+SCRATCH = "qllm-offload-"
+"""What the names of folders begin with that are removed when a process ends."""
+_OURS = re.compile(rf"\.|progress\.json|block-|hidden-|float-|{SCRATCH}")
 
 
 class Work:
@@ -42,13 +49,15 @@ class Work:
         self.notes: dict[str, Any] = {}
         self.done = 0
         if restart:
-            shutil.rmtree(folder, ignore_errors=True)
+            self.remove()
         self._identity: dict[str, Any] = json.loads(json.dumps(identity))
         path = folder / _PROGRESS
         if path.is_file():
             self._read(path)
-        elif folder.exists() and any(folder.iterdir()):
+        elif folder.exists() and not all(_OURS.match(found.name) for found in folder.iterdir()):
             raise CheckpointError(f"{str(folder)!r} is no work folder of a calibration. Move it away.")
+        if not self.done:  # nothing counts: it was left by a run that was stopped at its beginning or its end
+            self.remove()
 
     def _read(self, path: Path) -> None:
         try:
@@ -73,9 +82,7 @@ class Work:
         """Say that the first `done` blocks and the hidden states after them are there."""
         self.done, self.notes = done, notes
         content = {"format": FORMAT, "identity": self._identity, "done": done, "notes": notes}
-        partial = self.folder / f".{_PROGRESS}"
-        partial.write_text(json.dumps(content), encoding="utf-8")
-        partial.replace(self.folder / _PROGRESS)
+        write_whole(self.folder / _PROGRESS, json.dumps(content).encode("utf-8"))
         for old in [*self.folder.glob("hidden-*"), *self.folder.glob("float-*")]:
             if int(old.name.partition("-")[2]) < done:
                 shutil.rmtree(old, ignore_errors=True)
@@ -100,17 +107,29 @@ class Work:
         path = self.folder / f"{kind}-{index:05d}" / f"{batch:05d}.safetensors"
         if not path.is_file():
             raise CheckpointError(f"{path} is missing. Begin again with --restart.")
-        return load_file(path)["hidden"]
+        try:
+            return load_file(path)["hidden"]
+        except (SafetensorError, KeyError) as error:
+            raise CheckpointError(f"{path} is damaged ({error}). Begin again with --restart.") from None
+
+    def scratch(self) -> Path:
+        """The folder, for what is needed while this process runs; a process that was killed may have left some."""
+        for old in self.folder.glob(f"{SCRATCH}*"):
+            shutil.rmtree(old, ignore_errors=True)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        return self.folder
 
     def remove(self) -> None:
         """The run is over: its result is elsewhere."""
+        # first what says that blocks are there: a run that is stopped in between must not be believed
+        with contextlib.suppress(OSError):
+            (self.folder / _PROGRESS).unlink(missing_ok=True)
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
 def _save(tensors: dict[str, Tensor], path: Path) -> None:
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    save_file(tensors, partial)
-    partial.replace(path)
+    with whole_file(path) as partial:
+        save_file(tensors, partial)
 
 
 class Hidden:

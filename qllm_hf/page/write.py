@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from importlib.resources import files
 from pathlib import Path
 from typing import Final
@@ -11,6 +10,7 @@ from ..drawing import require_matplotlib
 from ..figures.figure import Figure, Missing, inline_svg, save_figures
 from ..figures.gallery import figures_of
 from ..results import Results, read_results
+from ..whole import write_whole
 from . import html, sections
 
 NAME: Final = "report.html"
@@ -32,14 +32,8 @@ def write_report(folder: Path, out: Path | None = None) -> Path:
     results = read_results(folder)
     figures, missing = figures_of(results)
     path = out or results.folder / NAME
-    path.parent.mkdir(parents=True, exist_ok=True)
     save_figures(figures, path.parent / FIGURES)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        partial.write_text(render(results, figures, missing), encoding="utf-8")
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    write_whole(path, render(results, figures, missing).encode("utf-8"))
     return path
 
 

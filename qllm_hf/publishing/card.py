@@ -8,7 +8,6 @@ DIR/qllm_results/records.jsonl    every score with where it comes from
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from ..scheme import FLOAT_BITS
+from ..whole import write_whole
 from .base import Base, find_base
 from .benchmarks import leaderboard_files
 from .frontmatter import CARD, INDEX, Card, check_front, read_card, write_card
@@ -97,17 +97,6 @@ def save_card(made: MadeCard, model: Quantized) -> tuple[Path, ...]:
             write_whole(path, content)
         written.append(path)
     return tuple(written)
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file under another name first, then rename it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        partial.write_bytes(content)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _front(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-import uuid
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -13,6 +11,7 @@ from ..errors import CheckpointError, QllmWarning
 from ..evaluation.record import Record
 from ..evaluation.store import IDENTITY, Store
 from ..results import BASELINE, Results, asked_of, read_results, write_command, write_size
+from ..whole import whole_folder
 
 _SCORE: Final = ("value", "stderr", "items", "answered", "cut", "details")
 """What two runs of the same measurement have to agree in."""
@@ -28,15 +27,13 @@ def merge(parts: Sequence[Path], out: Path) -> Results:
         CheckpointError: a part holds no results, or of another model; two parts contradict each other; `out` holds
             something already. Nothing is written then.
     """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise CheckpointError(f"{str(out)!r} is not empty. Give a new folder for the merged results.")
+    _check_new(out)
     found = [read_results(part) for part in parts]
     _check_models(found)
     chosen = _chosen(found)
     _check_questions(chosen)
     _warn_of_versions(chosen)
-    partial = out.with_name(f".{out.name}.{uuid.uuid4().hex[:8]}.partial")
-    try:
+    with whole_folder(out, lambda: _check_new(out), lambda partial: None) as partial:
         store = Store(partial)
         for results, record in sorted(chosen, key=lambda pair: pair[1].scheme != BASELINE):
             store.add(record, results.lines(record))
@@ -44,12 +41,12 @@ def merge(parts: Sequence[Path], out: Path) -> Results:
             write_size(partial, size)
         for command in dict.fromkeys(command for results in found for command in results.commands):
             write_command(partial, command)
-        if out.exists():
-            out.rmdir()
-        partial.rename(out)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return read_results(out)
+
+
+def _check_new(out: Path) -> None:
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise CheckpointError(f"{str(out)!r} is not empty. Give a new folder for the merged results.")
 
 
 def _check_models(found: Sequence[Results]) -> None:

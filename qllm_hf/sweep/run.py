@@ -18,7 +18,7 @@ from ..evaluation.provenance import revision_of
 from ..evaluation.ranks import Disagreement, FailedElsewhere, LostProcess, Ranks
 from ..evaluation.record import Record
 from ..evaluation.sources import first_line
-from ..evaluation.store import Store
+from ..evaluation.store import Store, writing
 from ..loading import local_folder
 from ..reporting.model import report
 from ..results import BASELINE, Results, Size, read_results, write_size
@@ -94,6 +94,7 @@ def sweep(
 
     Raises:
         CheckpointError: the folder holds results of another model.
+        BusyError: another process writes to it.
         ConfigError, MissingExtraError: as `evaluate`, before anything is loaded.
         LostProcess: another process of the run is gone.
     """
@@ -105,7 +106,12 @@ def sweep(
         shots=settings.shots,
         has_rater=settings.rater is not None,
     )
-    run = _Run(models, tokenizer, candidates, out, settings, progress, len(candidates) * len(tasks))
+    with writing(out if settings.ranks.is_first else None):
+        return _sweep(_Run(models, tokenizer, candidates, out, settings, progress, len(candidates) * len(tasks)), tasks)
+
+
+def _sweep(run: _Run, tasks: Sequence[str]) -> Swept:
+    settings, candidates = run.settings, run.candidates
     work = {task: expected_work(task, settings.data_dir, settings.shots, settings.limit) for task in tasks}
     cheapest = sorted(tasks, key=work.__getitem__)
     if BASELINE not in candidates:
@@ -120,7 +126,7 @@ def sweep(
     if rest:
         run.measure(BASELINE, rest)
         rest = by_cost(rest, run.baseline)
-        for label in settings.ranks.of_first(lambda: by_promise(schemes, read_results(out))):
+        for label in settings.ranks.of_first(lambda: by_promise(schemes, read_results(run.out))):
             run.try_to_measure(label, rest)
     return run.swept()
 

@@ -1,7 +1,7 @@
 """Files of JSON lines, written and read whatever happens in between."""
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qllm_hf.evaluation.lines import append_line, read_lines, write_lines
@@ -9,6 +9,7 @@ from qllm_hf.evaluation.lines import append_line, read_lines, write_lines
 VALUES = st.dictionaries(st.text(max_size=5), st.one_of(st.text(), st.integers(), st.floats(allow_nan=False)))
 
 
+@settings(deadline=None)  # each write waits for the disk
 @given(st.lists(VALUES, max_size=5), VALUES, st.data())
 def test_a_file_cut_off_anywhere_keeps_the_lines_before_and_after(tmp_path_factory, values, later, data):
     path = tmp_path_factory.mktemp("lines") / "file.jsonl"
@@ -24,6 +25,7 @@ def test_a_file_cut_off_anywhere_keeps_the_lines_before_and_after(tmp_path_facto
     assert len(found) - whole in (1, 2)  # 2: only the line break was lost
 
 
+@settings(deadline=None)  # each write waits for the disk
 @given(st.lists(VALUES, max_size=5))
 def test_a_whole_file_comes_back(tmp_path_factory, values):
     folder = tmp_path_factory.mktemp("lines")

@@ -1,0 +1,73 @@
+"""A seeded share of `scripts/kill_anywhere.py`, at the points that Python tells of; and it finds what is broken."""
+
+import random
+import sys
+from pathlib import Path
+
+import pytest
+
+from qllm_hf import whole
+
+SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
+
+
+@pytest.fixture(scope="module")
+def deaths():
+    if sys.platform != "linux":
+        pytest.skip("needs Linux")
+    sys.path.insert(0, str(SCRIPTS))
+    try:
+        from deaths import jobs, trials
+    finally:
+        sys.path.remove(str(SCRIPTS))
+    return jobs, trials
+
+
+@pytest.fixture(scope="module")
+def base(deaths, tmp_path_factory):
+    place = tmp_path_factory.mktemp("deaths") / "base"
+    deaths[0].make_base(place)
+    return place
+
+
+@pytest.fixture
+def faults(deaths, base, tmp_path):
+    """What comes of some points of a job: {way and point: what is wrong}, and the words for all of them."""
+
+    def find(job: str, ways: tuple[str, ...], cases: int) -> tuple[dict[str, str], set[str]]:
+        trials = deaths[1].Trials(job, base, tmp_path)
+        rng = random.Random(f"{job} {ways}")
+        outcomes = {
+            f"{way} {number}": trials.one(way, number) for way in ways for number in trials.numbers(way, rng, cases, 2)
+        }
+        found = {where: outcome.detail for where, outcome in outcomes.items() if outcome.word == "FAULT"}
+        return found, {outcome.word for outcome in outcomes.values()}
+
+    return find
+
+
+def test_a_model_that_is_replaced_is_never_lost(faults):
+    found, words = faults("replace", ("before", "full", "interrupt"), 2)
+    assert found == {} and words == {"before", "after"}
+
+
+def test_saving_in_place_is_never_taken_for_a_model(faults):
+    found, words = faults("save", ("before",), 4)
+    assert found == {} and words <= {"before", "refused", "after"}
+
+
+def test_a_calibration_goes_on_where_it_was_stopped(faults):
+    assert faults("calibrate", ("before",), 2)[0] == {}
+
+
+def test_a_folder_that_is_written_in_place_is_found(faults, deaths, monkeypatch):
+    monkeypatch.setattr(whole, "whole_folder", whole.whole_folder)  # is put back at the end
+    deaths[1].PLANTS["half"]()
+    assert any("half is read as whole" in fault for fault in faults("replace", ("before",), 3)[0].values())
+
+
+def test_what_is_left_behind_is_found(faults, deaths, monkeypatch):
+    for name in ("_restore", "remove_left_files"):
+        monkeypatch.setattr(whole, name, getattr(whole, name))
+    deaths[1].PLANTS["leftovers"]()
+    assert any("there are" in fault for fault in faults("quantize", ("before",), 2)[0].values())
