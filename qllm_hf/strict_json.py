@@ -14,10 +14,10 @@ MOST_BRACKETS = 1_000_000
 """Objects and lists. A tensor has three in a header; a few bytes of text make an object that takes long to clean up."""
 
 
-def parse_object(raw: bytes) -> dict[str, Any]:
+def parse_object(raw: bytes, *, nan: bool = False) -> dict[str, Any]:
     """The JSON object that UTF-8 text holds.
 
-    `Infinity` is taken, since configs of state-space models hold it; NaN is not.
+    `Infinity` is taken, since configs of state-space models hold it; NaN only with `nan`, as a score may be none.
 
     Raises:
         ValueError: it is none, says a key twice, holds NaN, or is too long or nested too deeply.
@@ -27,7 +27,7 @@ def parse_object(raw: bytes) -> dict[str, Any]:
     if raw.count(b"[") + raw.count(b"{") > MOST_BRACKETS:
         raise ValueError(f"more than {MOST_BRACKETS} objects and lists")
     try:
-        value = json.loads(raw.decode("utf-8"), object_pairs_hook=_without_twins, parse_constant=_constant)
+        value = json.loads(raw.decode("utf-8"), object_pairs_hook=_without_twins, parse_constant=float if nan else _constant)
     except RecursionError:
         raise ValueError("nested too deeply") from None
     if not isinstance(value, dict):

@@ -30,7 +30,7 @@ def merge(parts: Sequence[Path], out: Path) -> Results:
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise CheckpointError(f"{str(out)!r} is not empty. Give a new folder for the merged results.")
-    found = [read_results(part) for part in parts]
+    found = [read_results(part, strict=True) for part in parts]
     _check_models(found)
     chosen = _chosen(found)
     _check_questions(chosen)
