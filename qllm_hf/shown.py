@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from typing import Any, Final
 
-_ACTS: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
-"""Control characters but the tab and the line feed, marks that turn the direction of writing, halves of characters."""
+_ACTS: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+"""Control characters but the tab and the line feed, what turns the direction of writing, halves of characters."""
 
 
 def printable(text: str) -> str:
@@ -28,3 +28,8 @@ def short(value: Any) -> str:
 def short_text(text: str) -> str:
     """A text, cut where it is longer than a line should be."""
     return text if len(text) <= 200 else f"{text[:197]}..."
+
+
+def is_cut(text: str) -> bool:
+    """Whether a text holds half a character (a lone surrogate), as JSON may and UTF-8 may not."""
+    return not text.isascii() and any("\ud800" <= letter <= "\udfff" for letter in text)

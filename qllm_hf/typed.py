@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import types
 from collections.abc import Mapping
-from dataclasses import fields, is_dataclass
+from dataclasses import fields
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from .shown import short
@@ -53,4 +53,4 @@ def fits(value: Any, hint: Any) -> bool:
         return isinstance(value, Mapping) and all(
             fits(key, inner[0]) and fits(each, inner[1]) for key, each in value.items()
         )
-    return isinstance(value, hint) if isinstance(hint, type) or is_dataclass(hint) else False
+    return isinstance(hint, type) and isinstance(value, hint)

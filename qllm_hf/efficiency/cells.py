@@ -99,11 +99,13 @@ class Cell:
             CheckpointError: it was written by a newer version, or is no cell.
         """
         if not isinstance(entry.get("format"), int) or not {"scheme", "case", "status"} <= entry.keys():
-            raise CheckpointError(f"this is no cell of a benchmark: it has {short_text(', '.join(map(repr, entry))) or 'nothing'}.")
+            raise CheckpointError(
+                f"this is no cell of a benchmark: it has {short_text(', '.join(map(repr, entry))) or 'nothing'}."
+            )
         if entry["format"] > FORMAT:
             raise CheckpointError(
-                f"a cell of format {short(entry['format'])} was written by a newer qllm_hf; this one reads up to {FORMAT}. "
-                "Update it: pip install --upgrade qllm-hf."
+                f"a cell of format {short(entry['format'])} was written by a newer qllm_hf; this one reads "
+                f"up to {FORMAT}. Update it: pip install --upgrade qllm-hf."
             )
         values = {each.name: entry[each.name] for each in fields(cls) if each.name in entry}
         try:

@@ -11,16 +11,14 @@ import errno
 import json
 import os
 import warnings
-import zlib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Final
 
 from ..errors import CheckpointError, QllmWarning
 from ..files import check_file
-from ..strict_json import parse_object
+from ..strict_json import parse_object, with_checksum, without_checksum
 
-CHECKSUM: Final = "crc32"
 _LARGEST: Final = 2**40  # bytes: they are read line by line
 
 
@@ -35,7 +33,7 @@ def append_line(path: Path, value: dict[str, Any]) -> None:
         OSError: the disk took it only in part, or not at all.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    line = json.dumps(_with_checksum(value)).encode("ascii") + b"\n"
+    line = json.dumps(with_checksum(value)).encode("ascii") + b"\n"
     with path.open("a+b", buffering=0) as file:
         if file.seek(0, os.SEEK_END):
             file.seek(-1, os.SEEK_END)
@@ -66,7 +64,7 @@ def read_lines(path: Path, *, strict: bool = False) -> list[dict[str, Any]]:
                 if not line.strip():
                     continue
                 try:
-                    entries.append(_checked(parse_object(line, nan=True)))
+                    entries.append(without_checksum(parse_object(line, nan=True)))
                 except ValueError as error:
                     if line.endswith(b"\n") or strict:
                         damaged.append(f"line {number} ({error})")
@@ -104,24 +102,8 @@ def write_lines(path: Path, values: Iterable[dict[str, Any]]) -> None:
 
 def readable_line(value: dict[str, Any]) -> bytes:
     """A line in which text can be read; half a character, which a cut-off answer may end with, is escaped."""
-    checked = _with_checksum(value)
+    checked = with_checksum(value)
     try:
         return json.dumps(checked, ensure_ascii=False).encode("utf-8") + b"\n"
     except UnicodeEncodeError:
         return json.dumps(checked).encode("ascii") + b"\n"
-
-
-def _with_checksum(value: dict[str, Any]) -> dict[str, Any]:
-    # of what a reader will find: its keys are texts, and its lists no tuples
-    return {**value, CHECKSUM: _checksum(json.loads(json.dumps(value)))}
-
-
-def _checksum(value: dict[str, Any]) -> str:
-    return f"{zlib.crc32(json.dumps(value, sort_keys=True).encode('ascii')):08x}"
-
-
-def _checked(entry: dict[str, Any]) -> dict[str, Any]:
-    """The entry without its checksum. Raises ValueError if that is of something else."""
-    if CHECKSUM in entry and entry.pop(CHECKSUM) != _checksum(entry):
-        raise ValueError("its checksum is of something else")
-    return entry

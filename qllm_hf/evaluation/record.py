@@ -117,11 +117,13 @@ class Record:
             CheckpointError: it was written by a newer version, is no record, or says what no score can be.
         """
         if not isinstance(entry.get("format"), int) or "task" not in entry:
-            raise CheckpointError(f"this is no record of a score: it has {short_text(', '.join(map(repr, entry))) or 'nothing'}.")
+            raise CheckpointError(
+                f"this is no record of a score: it has {short_text(', '.join(map(repr, entry))) or 'nothing'}."
+            )
         if entry["format"] > FORMAT:
             raise CheckpointError(
-                f"a record of format {short(entry['format'])} was written by a newer qllm_hf; this one reads up to {FORMAT}. "
-                "Update it: pip install --upgrade qllm-hf."
+                f"a record of format {short(entry['format'])} was written by a newer qllm_hf; this one reads "
+                f"up to {FORMAT}. Update it: pip install --upgrade qllm-hf."
             )
         known = {each.name for each in fields(cls)}
         if missing := sorted({"scheme", "ability", "task", "metric", "value", "items"} - entry.keys()):

@@ -138,7 +138,7 @@ def problem_of(line: Mapping[str, Any]) -> str | None:
     if not isinstance(line.get("id"), int | str) or not isinstance(line.get("prompt", ""), str):
         return "its id or its prompt is none"
     value, label, position = line.get("value"), line.get("label"), line.get("position", 0.0)
-    if isinstance(value, float) and not math.isfinite(value) or isinstance(value, int) and abs(value) > 1e300:
+    if (isinstance(value, float) and not math.isfinite(value)) or (isinstance(value, int) and abs(value) > 1e300):
         return f"value={short(value)}"
     if not isinstance(label, int | None) or not isinstance(position, int | float) or not math.isfinite(position):
         return f"label={short(label)}, position={short(position)}"

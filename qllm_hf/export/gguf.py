@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ..errors import CheckpointError, MissingExtraError, ModelError
 from ..formats.gguf import BLOCK, Block, block_for, encode_blocks
+from ..preflight import refusing
 from ..scheme import PER_ROW, PER_TENSOR
 from .gguf_vocabulary import Kind, write_vocabulary
 from .stored import StoredModel, StoredWeight, open_stored
@@ -98,15 +99,19 @@ def export_gguf(source: str, out: Path, *, overwrite: bool = False, trust_remote
         raise CheckpointError(f"{str(out)!r} exists. Give another file, or --overwrite to replace it.")
     with open_stored(source, trust_remote_code=trust_remote_code) as stored:
         config = stored.checkpoint.config
-        architecture, paired = _architecture(config)
-        names = gguf.get_tensor_name_map(gguf.MODEL_ARCH[architecture.upper()], config["num_hidden_layers"])
+        named = f"{stored.folder / 'config.json'} says what no GGUF file can be made of"
+        with refusing(named):
+            architecture, paired = _architecture(config)
+            names = gguf.get_tensor_name_map(gguf.MODEL_ARCH[architecture.upper()], config["num_hidden_layers"])
         tensors = list(_tensors(stored, names, paired))
         partial = out.with_name(f".{out.name}.partial-{uuid.uuid4().hex[:8]}")
         out.parent.mkdir(parents=True, exist_ok=True)
         try:
             writer = gguf.GGUFWriter(partial, architecture)
-            _describe(writer, config, stored.folder.resolve().name)
-            vocabulary = write_vocabulary(writer, stored.folder, config["vocab_size"], config)
+            with refusing(named):
+                _describe(writer, config, stored.folder.resolve().name)
+            with refusing(f"{stored.folder / 'tokenizer.json'} is no tokenizer that can be written as GGUF"):
+                vocabulary = write_vocabulary(writer, stored.folder, config["vocab_size"], config)
             _write(gguf, writer, tensors)
             partial.replace(out)
         finally:

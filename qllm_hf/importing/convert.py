@@ -20,6 +20,7 @@ from ..checkpoint import read_checkpoint, read_config
 from ..config import FORMAT, QllmConfig
 from ..errors import CheckpointError, ConfigError
 from ..loading import config_dict, local_folder, model_on_meta, whole_folder
+from ..preflight import check_config
 from ..safetensors_stream import SHARD_BYTES, write_items
 from .config import ACTIVATIONS, Activations
 from .job import Job
@@ -80,6 +81,7 @@ def import_checkpoint(
         raise CheckpointError(f"{str(folder)!r} would be replaced by its imported form. Save in another folder.")
     peer = read_peer(source, read_config(source))
     checkpoint = read_checkpoint(source)
+    check_config(checkpoint, trust_remote_code=trust_remote_code)
     config_dict(str(source), trust_remote_code=trust_remote_code)
     model = model_on_meta(str(source), trust_remote_code=trust_remote_code)
     with Tensors(checkpoint) as tensors:

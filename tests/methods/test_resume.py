@@ -213,7 +213,7 @@ def test_a_missing_block_is_named(floats, stopped):
 def test_a_half_written_file_never_counts(floats, tmp_path, stop_at, monkeypatch):
     from qllm_hf.methods import work as module
 
-    def cut(tensors, path):
+    def cut(tensors, path, metadata):
         Path(path).write_bytes(b"half")
         raise Stopped
 
