@@ -9,17 +9,19 @@ OUT/commands.jsonl    what was typed to make all this
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
 
-from .errors import CheckpointError
+from .errors import CheckpointError, QllmWarning
 from .evaluation.lines import append_line, read_lines
 from .evaluation.record import ABILITIES, AbilityScore, Record, ability_scores
 from .evaluation.samples import problem_of
 from .evaluation.scoring.score import ORIGINAL
+from .evaluation.sources import digest_of
 from .evaluation.statistics import Estimate, mean, recovery
 from .evaluation.store import Store
 from .reporting.values import Report
@@ -214,7 +216,13 @@ class Results:
         for line in lines:
             if (why := problem_of(line)) is not None:
                 raise CheckpointError(f"{path}: an item is damaged ({why}). Delete the file, and measure again.")
-        return lines
+        if not lines or not record.samples or digest_of(lines) == record.samples:
+            return lines
+        said = f"{path} does not hold the items of the score of {record.task} under {record.scheme}"
+        if self.strict:
+            raise CheckpointError(f"{said}. Delete it, or measure again into another folder.")
+        warnings.warn(f"{said}, so it does not count.", QllmWarning, stacklevel=2)
+        return []
 
     @cached_property
     def _changes(self) -> dict[tuple[str, str], Change]:

@@ -32,9 +32,7 @@ def parse_object(raw: bytes, *, nan: bool = False) -> dict[str, Any]:
     if raw.count(b"[") + raw.count(b"{") > MOST_BRACKETS:
         raise ValueError(f"more than {MOST_BRACKETS} objects and lists")
     try:
-        value = json.loads(
-            raw.decode("utf-8"), object_pairs_hook=_without_twins, parse_constant=float if nan else _constant
-        )
+        value = _DECODERS[nan].decode(raw.decode("utf-8"))
     except RecursionError:
         raise ValueError("nested too deeply") from None
     if not isinstance(value, dict):
@@ -75,3 +73,9 @@ def _constant(name: str) -> float:
     if name == "NaN":
         raise ValueError("NaN is no number")
     return float(name)
+
+
+_DECODERS: Final = {
+    nan: json.JSONDecoder(object_pairs_hook=_without_twins, parse_constant=float if nan else _constant)
+    for nan in (False, True)
+}

@@ -139,6 +139,7 @@ def test_sizes_of_a_newer_version(folder):
         read_results(folder)
 
 
+@pytest.mark.filterwarnings("ignore:.*is damaged in line")
 def test_half_a_line_is_not_read(folder):
     for name in ("records.jsonl", "sizes.jsonl"):
         with (folder / name).open("a") as file:

@@ -47,8 +47,7 @@ def append_line(path: Path, value: dict[str, Any]) -> None:
 def read_lines(path: Path, *, strict: bool = False) -> list[dict[str, Any]]:
     """The objects of the whole lines of a file, without their checksums; [] if there is none.
 
-    A line that is no JSON object, or not what it was when it was written, does not count, and a QllmWarning names it;
-    but not the last one if it has no end, which is what a killed process leaves.
+    A line that is no JSON object, or not what it was when it was written, does not count, and a QllmWarning names it.
 
     Args:
         strict: refuse a file with such a line, where what is made of it goes to others.
@@ -66,8 +65,7 @@ def read_lines(path: Path, *, strict: bool = False) -> list[dict[str, Any]]:
                 try:
                     entries.append(without_checksum(parse_object(line, nan=True)))
                 except ValueError as error:
-                    if line.endswith(b"\n") or strict:
-                        damaged.append(f"line {number} ({error})")
+                    damaged.append(f"line {number} ({error})")
     except FileNotFoundError:
         return []
     except OSError as error:

@@ -19,7 +19,7 @@ FORMAT: Final = 1
 
 _NAME: Final = re.compile(r"[A-Za-z0-9_][\w.+,=*-]{0,199}", re.ASCII)
 _BEST: Final = 1e6  # that a score can be: 1 of a part, 10 of a rating, 100 of percent
-_NO_PART_OF_THE_RESULT: Final = frozenset({"seconds", "date"})
+_NO_PART_OF_THE_RESULT: Final = frozenset({"seconds", "date", "samples"})
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,7 @@ class Record:
         hardware: the machine.
         seconds: that the model worked, added up over all processes.
         date: when it was finished, UTC, ISO 8601.
+        samples: a digest of the lines for its items; "" where it was not kept.
         format: `FORMAT`.
     """
 
@@ -88,6 +89,7 @@ class Record:
     hardware: dict[str, str] = field(default_factory=dict)
     seconds: float = 0.0
     date: str = ""
+    samples: str = ""
     format: int = FORMAT
 
     @property

@@ -73,7 +73,8 @@ def read_peer(folder: Path, config: Config) -> Peer:
     if method not in readers:
         raise CheckpointError(
             f"{str(folder)!r} is quantized by {short(method)}. Imported are {', '.join(IMPORTED)}, whose codes are "
-            "integers with one scale for each group; other libraries store other numbers. Quantize the float model it came from."
+            "integers with one scale for each group; other libraries store other numbers. Quantize the float model it "
+            "came from."
         )
     try:
         return _told(folder, readers[method](quantization))
@@ -176,7 +177,8 @@ def _read_compressed_tensors(config: Config) -> Peer:
         if weights.get("type", "int") != "int" or weights.get("strategy") in ("block", "tensor_group", "attn_head"):
             raise _Refused(
                 f"{short(group.get('format') or config.get('format'))}: weights of type {weights.get('type')!r} with "
-                f"strategy {weights.get('strategy')!r}. Known are integers with one scale for a group, a channel or a tensor"
+                f"strategy {weights.get('strategy')!r}. Known are integers with one scale for a group, a channel or a "
+                "tensor"
             )
 
     def group_of(name: str) -> Config:

@@ -21,6 +21,7 @@ from datetime import datetime, timezone
 from typing import Any, Final
 
 from ...errors import ConfigError, JudgeError
+from ...shown import printable
 from .judge import MAX_TOKENS, TEMPERATURE, Messages
 
 LONGEST_WAIT: Final = 600.0
@@ -261,7 +262,7 @@ def _said(error: urllib.error.HTTPError, key: str) -> str:
         pass
     if key:
         text = text.replace(key, "***")
-    text = " ".join(text.split())[:300]
+    text = printable(" ".join(text.split())[:300])
     return f" ({text})" if text else ""
 
 
