@@ -28,6 +28,7 @@ def read_table(source: Mapping[str, Any] | str | Path) -> Mapping[str, Any]:
         ConfigError: it is none, or of a newer format.
     """
     table: Any = source
+    where = f"{source}: " if isinstance(source, str | Path) else ""
     if isinstance(source, str | Path):
         try:
             table = parse_object(read_bytes(Path(source), error=ConfigError))
@@ -36,16 +37,18 @@ def read_table(source: Mapping[str, Any] | str | Path) -> Mapping[str, Any]:
     form = table.get("format") if isinstance(table, Mapping) else None
     if form != SENSITIVITY_FORMAT:
         raise ConfigError(
-            f"this is no sensitivity table of format {SENSITIVITY_FORMAT} (format: {short(form)}). Make one with "
-            "qllm_hf.measure_sensitivity(model, calibration=...).to_dict()."
+            f"{where}this is no sensitivity table of format {SENSITIVITY_FORMAT} (format: {short(form)}). Make one "
+            "with qllm_hf.measure_sensitivity(model, calibration=...).to_dict()."
         )
     layers, group_size, symmetric = (table.get(key) for key in ("layers", "group_size", "symmetric"))
     if type(group_size) is not int or not isinstance(symmetric, bool) or not isinstance(layers, Mapping):
-        raise ConfigError("the sensitivity table is damaged: it lacks layers, group_size or symmetric. Measure again.")
+        raise ConfigError(
+            f"{where}the sensitivity table is damaged: it lacks layers, group_size or symmetric. Measure again."
+        )
     damaged = next((name for name, layer in layers.items() if not _is_measured(layer)), None)
     if damaged is not None or not layers:
-        where = f"at layer {short(damaged)}" if layers else "it has no layers"
-        raise ConfigError(f"the sensitivity table is damaged: {where}. Measure again.")
+        what = f"at layer {short(damaged)}" if layers else "it has no layers"
+        raise ConfigError(f"{where}the sensitivity table is damaged: {what}. Measure again.")
     checked: Mapping[str, Any] = table
     return checked
 

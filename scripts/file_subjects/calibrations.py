@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,9 @@ from qllm_hf.streamed import quantize_streamed
 
 from .reading import Subject
 
+# a run belongs to the folder of its model, so that stays where it is
+_MODEL = tempfile.TemporaryDirectory()
+
 
 class _StoppedError(Exception):
     pass
@@ -27,12 +31,12 @@ class _StoppedError(Exception):
 def _quantize(folder: Path) -> Any:
     text = Calibration(prompt("llama", batch=4), "ids")
     config = QllmConfig(w=3, w_group_size=32, method="awq+gptq", calibration=text)
-    return quantize_streamed(str(folder / "model"), config, text, folder / "work")
+    return quantize_streamed(str(_MODEL.name), config, text, folder / "work")
 
 
 def make_work(folder: Path) -> None:
     """A calibration that was stopped after the first of two blocks."""
-    float_model("llama").save_pretrained(folder / "model")
+    float_model("llama").save_pretrained(_MODEL.name)
     original = engine._quantize_block
 
     def stopping(run: Any, index: int) -> set[str]:
@@ -76,7 +80,7 @@ def make_table(folder: Path) -> None:
 
 
 def spend(folder: Path, out: Path) -> Any:
-    return Config.from_budget(3.5, sensitivity=str(folder / "table.json")).to_dict()
+    return Config.from_budget(3.5, sensitivity=str(folder / "table.json"), w_group_size=32).to_dict()
 
 
 def make_result(folder: Path) -> None:
