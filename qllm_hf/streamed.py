@@ -116,6 +116,8 @@ def quantize_streamed(
     """
     computes_on = computing_device(device)
     work = Work(folder, _identity(name_or_path, config, calibration, dtype), restart=restart)
+    for index in range(work.done):  # to find what was damaged now, and not after hours of further work
+        work.load_block(index)
     with offloaded(name_or_path, dtype=dtype, trust_remote_code=trust_remote_code) as source:
         residence = OnDisk(source.blocks.modules, source.weights, source.blocks.name, work, computes_on)
         plan = calibrate_(

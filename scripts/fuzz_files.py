@@ -21,7 +21,6 @@ every fault how to repeat it (--only 'KIND' --seed S --case N). Ends with 1 if t
 from __future__ import annotations
 
 import json
-import os
 import random
 import shutil
 import sys
@@ -123,7 +122,6 @@ def campaign(cases: Iterable[Case], *, seconds: int = 10, plant: str | None = No
     """The outcome of every case. A case in which the process dies, or that cannot be stopped, is a fault."""
     logging.set_verbosity(logging.CRITICAL)
     logging.disable_progress_bar()
-    os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1")
     cases = list(cases)
     with tempfile.TemporaryDirectory() as parent:
         bases = {}

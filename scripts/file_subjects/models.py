@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import constants
 from peer_checkpoints import CASES, write_checkpoint
 from safetensors.torch import load_file
 
@@ -70,7 +71,11 @@ def write_card(folder: Path, out: Path) -> Any:
 
 
 def plan_push(folder: Path, out: Path) -> Any:
-    return command("push", folder / "packed", "owner/name", "--dry-run", "--quiet", "--json")
+    before, constants.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE, True
+    try:
+        return command("push", folder / "packed", "owner/name", "--dry-run", "--quiet", "--json")
+    finally:
+        constants.HF_HUB_OFFLINE = before
 
 
 def _card_files(folder: Path) -> list[Path]:
