@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import multiprocessing
 import signal
 import sys
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -70,14 +70,29 @@ def _peak(*, reset: bool = False) -> int:
 
 
 def in_children(
-    cases: Iterable[Case], run_case: Callable[[Case], Outcome], *, seconds: int, plant: tuple[Any, str] | None = None
+    cases: Iterable[Case],
+    run_case: Callable[[Case], Outcome],
+    *,
+    seconds: int,
+    plant: tuple[Any, str] | None = None,
+    jobs: int = 1,
 ) -> list[Outcome]:
     """The outcome of every case. A case in which the process dies, or that cannot be stopped, is a fault.
 
     Args:
         plant: (module, name of a function) of a check that is left out.
+        jobs: processes at a time.
     """
-    waiting, outcomes = list(cases), []
+    cases = list(cases)
+    with ThreadPoolExecutor(jobs) as pool:
+        done = pool.map(lambda first: _one_after_another(cases[first::jobs], run_case, seconds, plant), range(jobs))
+        return [outcome for part in done for outcome in part]
+
+
+def _one_after_another(
+    waiting: list[Case], run_case: Callable[[Case], Outcome], seconds: int, plant: tuple[Any, str] | None
+) -> list[Outcome]:
+    outcomes: list[Outcome] = []
     context = multiprocessing.get_context("fork")
     while waiting:
         here, there = context.Pipe(duplex=False)
@@ -150,26 +165,16 @@ def command_line(
     parser.add_argument("--case", type=int, help="of --only: this one alone, as a report names it")
     parser.add_argument("--seconds", type=int, default=10, help="of processor time that a case may take")
     parser.add_argument("--plant", choices=list(plants), help="leave a check out: the campaign has to find it")
+    parser.add_argument("--jobs", type=int, default=1, help="processes at a time")
     given = parser.parse_args()
     cases = some_cases(kinds, given.cases, given.seed, given.only)
     if given.case is not None:
         if given.only is None:
             parser.error("--case needs --only")
         cases = [Case(given.only, given.seed, given.case)]
-    outcomes = campaign(cases, seconds=given.seconds, plant=given.plant)
+    outcomes = campaign(cases, seconds=given.seconds, plant=given.plant, jobs=given.jobs)
     print(table(outcomes))
     faults = [outcome for outcome in outcomes if outcome.is_fault]
     for case, _, detail in faults:
         print(f"\n--only '{case.kind}' --seed {case.seed} --case {case.number}\n    {detail[:600]}")
     sys.exit(1 if faults else 0)
-
-
-@contextlib.contextmanager
-def found_beside(*folders: Path) -> Iterator[None]:
-    """Modules of these folders can be imported."""
-    before = list(sys.path)
-    sys.path[:0] = [str(folder) for folder in folders]
-    try:
-        yield
-    finally:
-        sys.path[:] = before

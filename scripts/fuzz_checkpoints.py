@@ -145,7 +145,7 @@ def _judge_info(folder: Path, word: str) -> tuple[str, str]:
     return word, ""
 
 
-def campaign(cases: Iterable[Case], *, seconds: int = 10, plant: str | None = None) -> list[Outcome]:
+def campaign(cases: Iterable[Case], *, seconds: int = 10, plant: str | None = None, jobs: int = 1) -> list[Outcome]:
     """The outcome of every case. A case in which the process dies, or that cannot be stopped, is a fault."""
     logging.set_verbosity(logging.CRITICAL)
     logging.disable_progress_bar()
@@ -153,7 +153,7 @@ def campaign(cases: Iterable[Case], *, seconds: int = 10, plant: str | None = No
         base = Path(parent) / "base"
         expected = make_base(base)
         run = partial(run_case, base, expected, seconds=seconds)
-        return in_children(cases, run, seconds=seconds, plant=None if plant is None else PLANTS[plant])
+        return in_children(cases, run, seconds=seconds, plant=None if plant is None else PLANTS[plant], jobs=jobs)
 
 
 def some_cases(count: int, seed: int, only: str | None = None) -> list[Case]:

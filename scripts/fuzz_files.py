@@ -118,7 +118,7 @@ def plain(found: Any, folder: Path, out: Path) -> str:
     return text.replace(str(folder), "DIR").replace(str(out), "OUT")
 
 
-def campaign(cases: Iterable[Case], *, seconds: int = 10, plant: str | None = None) -> list[Outcome]:
+def campaign(cases: Iterable[Case], *, seconds: int = 10, plant: str | None = None, jobs: int = 1) -> list[Outcome]:
     """The outcome of every case. A case in which the process dies, or that cannot be stopped, is a fault."""
     logging.set_verbosity(logging.CRITICAL)
     logging.disable_progress_bar()
@@ -137,7 +137,7 @@ def campaign(cases: Iterable[Case], *, seconds: int = 10, plant: str | None = No
                 out.mkdir()
                 bases[kind] = (made[subject.make], plain(subject.read(folder, out), folder, out))
         run = partial(run_case, bases, seconds=seconds)
-        return in_children(cases, run, seconds=seconds, plant=None if plant is None else PLANTS[plant])
+        return in_children(cases, run, seconds=seconds, plant=None if plant is None else PLANTS[plant], jobs=jobs)
 
 
 def some_cases(count: int, seed: int, only: str | None = None) -> list[Case]:

@@ -58,7 +58,7 @@ def command(*arguments: object) -> str:
         return done.stdout
     lines = [line for line in done.stderr.splitlines() if not line.startswith("warning: ")]
     is_ours = done.exit_code in (1, 2) and "--debug shows" not in done.output and "Traceback" not in done.output
-    if not is_ours or len(lines) > 12 or not any(line.startswith("error: ") for line in lines):
+    if not is_ours or len(lines) > 12 or not any(line.startswith(("error: ", '{"error"')) for line in lines):
         raise WrongWordsError(f"exit code {done.exit_code}: {done.exception!r} {done.output[-800:]}")
     raise SaidError("\n".join(lines))
 
