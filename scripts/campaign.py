@@ -108,6 +108,8 @@ def _one_after_another(
                     break
                 outcomes.append(here.recv())
                 waiting.pop(0)
+                if outcomes[-1].is_fault:  # a campaign is long: whoever watches need not wait for its end
+                    print(repeat(outcomes[-1]), file=sys.stderr, flush=True)
         except EOFError:
             died = "the process died"
         child.join()
@@ -151,6 +153,12 @@ def table(outcomes: list[Outcome]) -> str:
     return "\n".join(lines + [f"{row[0]:32}" + "".join(f"{number or '-':>9}" for number in row[1:]) for row in rows])
 
 
+def repeat(outcome: Outcome) -> str:
+    """How to see an outcome again, and what it was."""
+    case = outcome.case
+    return f"--only '{case.kind}' --seed {case.seed} --case {case.number}\n    {outcome.detail[:600]}"
+
+
 def command_line(
     description: str,
     kinds: Sequence[str],
@@ -175,6 +183,6 @@ def command_line(
     outcomes = campaign(cases, seconds=given.seconds, plant=given.plant, jobs=given.jobs)
     print(table(outcomes))
     faults = [outcome for outcome in outcomes if outcome.is_fault]
-    for case, _, detail in faults:
-        print(f"\n--only '{case.kind}' --seed {case.seed} --case {case.number}\n    {detail[:600]}")
+    for fault in faults:
+        print(f"\n{repeat(fault)}")
     sys.exit(1 if faults else 0)

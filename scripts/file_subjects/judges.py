@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import threading
@@ -70,8 +71,9 @@ def ask_server(folder: Path, out: Path) -> Any:
             self.send_response(status)
             self.send_header("Content-Length", str(len(body)))
             self.send_header("Retry-After", body[:40].decode("latin-1").replace("\n", " ").replace("\r", " "))
-            self.end_headers()
-            self.wfile.write(body)
+            with contextlib.suppress(OSError):  # whoever asks may leave before all is said
+                self.end_headers()
+                self.wfile.write(body)
 
         def log_message(self, *_: object) -> None:
             pass
