@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
-_WAIT = 6
+_WAIT = 18
 """Times the limit of processor time that a case may take by the clock."""
 WORDS = ("right", "refused", "other", "FAULT")
 
