@@ -42,7 +42,7 @@ from file_damage import DAMAGES
 from file_subjects import SUBJECTS, Subject, spoken
 from file_subjects.reading import ACTS_ON_TERMINALS, look_at
 
-from qllm_hf import shown, strict_json
+from qllm_hf import shown
 from qllm_hf.cli import output
 from qllm_hf.errors import QllmError, QllmWarning
 from qllm_hf.evaluation import lines
@@ -50,7 +50,6 @@ from qllm_hf.page import html
 
 PLANTS = {
     "line checksums": (lines, "without_checksum"),
-    "work checksums": (strict_json, "without_checksum"),
     "terminal": (output, "printable"),
     "page": (html.html, "escape"),
 }

@@ -6,7 +6,7 @@ import warnings
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from qllm_hf.errors import CheckpointError, QllmWarning
@@ -17,6 +17,7 @@ VALUES = st.dictionaries(st.text(max_size=5), st.one_of(st.text(), st.integers()
 
 @pytest.mark.filterwarnings("ignore:.*is damaged in line")  # half a line, and another one after it
 @given(st.lists(VALUES, max_size=5), VALUES, st.data())
+@settings(suppress_health_check=[HealthCheck.too_slow])  # on a busy machine
 def test_a_file_cut_off_anywhere_keeps_the_lines_before_and_after(tmp_path_factory, values, later, data):
     path = tmp_path_factory.mktemp("lines") / "file.jsonl"
     for value in values:
