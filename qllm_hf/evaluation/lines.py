@@ -19,6 +19,7 @@ from ..errors import CheckpointError, QllmWarning
 from ..files import check_file
 from ..strict_json import parse_object, with_checksum, without_checksum
 
+_MOST_DAMAGED: Final = 1000
 _LARGEST: Final = 2**40  # bytes: they are read line by line
 
 
@@ -53,7 +54,7 @@ def read_lines(path: Path, *, strict: bool = False) -> list[dict[str, Any]]:
         strict: refuse a file with such a line, where what is made of it goes to others.
 
     Raises:
-        CheckpointError: it is no file, or `strict`.
+        CheckpointError: it is no file, or `strict`, or next to nothing of it can be read.
     """
     entries, damaged = [], []
     try:
@@ -66,6 +67,11 @@ def read_lines(path: Path, *, strict: bool = False) -> list[dict[str, Any]]:
                     entries.append(without_checksum(parse_object(line, nan=True)))
                 except ValueError as error:
                     damaged.append(f"line {number} ({error})")
+                    if len(damaged) > _MOST_DAMAGED:
+                        raise CheckpointError(
+                            f"{path} is damaged in more than {_MOST_DAMAGED} lines, the first is {damaged[0]}. "
+                            "Is it another file? Take it away."
+                        ) from None
     except FileNotFoundError:
         return []
     except OSError as error:

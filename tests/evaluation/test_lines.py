@@ -100,3 +100,9 @@ def test_what_is_no_file_is_refused_and_not_waited_for(tmp_path, make):
     make(tmp_path / "file.jsonl")
     with pytest.raises(CheckpointError, match=r"file\.jsonl"):
         read_lines(tmp_path / "file.jsonl")
+
+
+def test_another_file_is_not_read_to_its_end(tmp_path):
+    (tmp_path / "file.jsonl").write_text("- a\n" * 1001)
+    with pytest.raises(CheckpointError, match=r"more than 1000 lines, the first is line 1 .* another file"):
+        read_lines(tmp_path / "file.jsonl")
