@@ -42,7 +42,8 @@ def parse_object(raw: bytes, *, nan: bool = False) -> dict[str, Any]:
 
 def with_checksum(values: Mapping[str, Any]) -> dict[str, Any]:
     """The same values and a checksum of what a reader of their JSON will find. It finds accidents only."""
-    return {**values, CHECKSUM: _checksum(json.loads(json.dumps(values)))}
+    others = {key: value for key, value in values.items() if key != CHECKSUM}
+    return {**others, CHECKSUM: _checksum(json.loads(json.dumps(others)))}
 
 
 def without_checksum(values: dict[str, Any]) -> dict[str, Any]:
