@@ -231,7 +231,13 @@ class QllmConfig(QuantizationConfigMixin):
         """
         config = cls(bits_per_weight=bits_per_weight, **options)
         if sensitivity is not None:
-            config.spend(read_table(sensitivity))
+            table = read_table(sensitivity)
+            try:
+                config.spend(table)
+            except ConfigError as error:
+                raise ConfigError(
+                    f"{sensitivity}: {error}" if isinstance(sensitivity, str | Path) else str(error)
+                ) from None
         return config
 
     def spend(self, table: Mapping[str, Any]) -> None:

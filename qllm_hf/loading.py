@@ -29,7 +29,8 @@ from .errors import CheckpointError, ConfigError, ModelError, QllmError, SchemeE
 from .families import REPLACED_REMOTE_CODE
 from .packed import packed_shapes
 from .plan import Plan, make_plan
-from .preflight import TRUST, check_config, check_room, check_side_files, check_unexpected, refusing, short
+from .preflight import TRUST, check_config, check_room, check_side_files, check_unexpected, refusing
+from .shown import short
 from .steady import unchanged
 
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")

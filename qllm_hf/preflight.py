@@ -19,6 +19,7 @@ from transformers import GenerationConfig
 from .checkpoint import PACKED, SCALE, ZERO_POINT, Checkpoint, read_object, some
 from .errors import CheckpointError, QllmError
 from .header import read_header
+from .shown import short, short_text
 
 TRUST = "Read that code; if you trust it, give --trust-remote-code (in Python: trust_remote_code=True)."
 """What to do about code that comes with a model."""
@@ -114,7 +115,7 @@ def refusing(what: str) -> Iterator[None]:
     except Exception as error:
         lines = str(error).strip().split("\n")
         raise CheckpointError(
-            f"{what}: {type(error).__name__}: {_short_text(' '.join(lines[:2]))}. Copy the checkpoint again."
+            f"{what}: {type(error).__name__}: {short_text(' '.join(lines[:2]))}. Copy the checkpoint again."
         ) from error
 
 
@@ -132,14 +133,3 @@ def _items(value: Any) -> Iterator[tuple[str, Any]]:
 
 def _widest(model: nn.Module) -> int:
     return max((parameter.element_size() for parameter in model.parameters()), default=0)
-
-
-def short(value: Any) -> str:
-    """A value from a file, as a part of a line."""
-    if isinstance(value, int) and value.bit_length() > 200:
-        return f"a number of {value.bit_length()} bits"
-    return _short_text(repr(value))
-
-
-def _short_text(text: str) -> str:
-    return text if len(text) <= 200 else f"{text[:197]}..."

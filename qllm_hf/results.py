@@ -9,19 +9,24 @@ OUT/commands.jsonl    what was typed to make all this
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
 
-from .errors import CheckpointError
+from .errors import CheckpointError, QllmWarning
 from .evaluation.lines import append_line, read_lines
 from .evaluation.record import ABILITIES, AbilityScore, Record, ability_scores
+from .evaluation.samples import problem_of
 from .evaluation.scoring.score import ORIGINAL
+from .evaluation.sources import digest_of
 from .evaluation.statistics import Estimate, mean, recovery
 from .evaluation.store import Store
 from .reporting.values import Report
+from .shown import short_text
+from .typed import made_of
 
 BASELINE: Final = "FP16"
 SIZES: Final = "sizes.jsonl"
@@ -72,10 +77,21 @@ class Size:
 
     @classmethod
     def from_json(cls, entry: Mapping[str, Any]) -> Size:
-        """The size that `dataclasses.asdict` made JSON of."""
-        known = {each.name for each in fields(cls)}
-        kv = None if entry["kv"] is None else tuple((size, window) for size, window in entry["kv"])
-        return cls(**{**{key: value for key, value in entry.items() if key in known}, "kv": kv})
+        """The size that `dataclasses.asdict` made JSON of.
+
+        Raises:
+            ValueError: it is none.
+        """
+        known, kv = {each.name for each in fields(cls)}, entry.get("kv")
+        if isinstance(kv, list):
+            kv = tuple(tuple(part) if isinstance(part, list) else part for part in kv)
+        size = made_of(cls, {**{key: value for key, value in entry.items() if key in known}, "kv": kv})
+        counts = [size.elements, size.weight_bytes, *(number for part in size.kv or () for number in part)]
+        if not all(number is None or 0 <= number < 2**60 for number in counts):
+            raise ValueError(f"its sizes are {short_text(repr(counts))}")
+        if not (0 <= size.bits_per_weight <= 64 and 0 <= size.coverage <= 1):
+            raise ValueError(f"bits_per_weight={size.bits_per_weight}, coverage={size.coverage}")
+        return size
 
     @classmethod
     def of(cls, report: Report, model: str, revision: str, scheme: str) -> Size:
@@ -136,6 +152,7 @@ class Results:
         records: one per (scheme, task), float model first.
         sizes: {scheme: what it takes}.
         commands: what was typed, each once.
+        strict: refuse damaged lines of samples, too, instead of leaving them out with a warning.
     """
 
     folder: Path
@@ -144,6 +161,7 @@ class Results:
     records: tuple[Record, ...]
     sizes: Mapping[str, Size]
     commands: tuple[str, ...] = ()
+    strict: bool = False
 
     @property
     def schemes(self) -> tuple[str, ...]:
@@ -193,7 +211,18 @@ class Results:
         """What is kept of each item of a score; [] if nothing is."""
         store = Store(None)
         store.folder = self.folder
-        return read_lines(store.samples(record))
+        path = store.samples(record)
+        lines = read_lines(path, strict=self.strict)
+        for line in lines:
+            if (why := problem_of(line)) is not None:
+                raise CheckpointError(f"{path}: an item is damaged ({why}). Delete the file, and measure again.")
+        if not record.samples or not path.exists() or digest_of(lines) == record.samples:
+            return lines
+        said = f"{path} does not hold the items of the score of {record.task} under {record.scheme}"
+        if self.strict:
+            raise CheckpointError(f"{said}. Delete it, or measure again into another folder.")
+        warnings.warn(f"{said}, so it does not count.", QllmWarning, stacklevel=2)
+        return []
 
     @cached_property
     def _changes(self) -> dict[tuple[str, str], Change]:
@@ -209,14 +238,18 @@ class Results:
         return found
 
 
-def read_results(folder: str | Path) -> Results:
+def read_results(folder: str | Path, *, strict: bool = False) -> Results:
     """The results in a folder that `qllm-hf sweep` or `evaluate -o` has written.
+
+    Args:
+        strict: refuse a folder with a damaged line, where what is made of it goes to others: it is else left out, with
+            a warning.
 
     Raises:
         CheckpointError: there are none, they cannot be read, or they are of several models.
     """
     folder = Path(folder).expanduser()
-    records = Store(folder).records
+    records = Store(folder, strict=strict).records
     if not records:
         why = "it does not exist" if not folder.exists() else "it holds no records.jsonl with a score"
         raise CheckpointError(
@@ -233,8 +266,10 @@ def read_results(folder: str | Path) -> Results:
     made = {record.scheme: record.quantization for record in records}
     last = {(record.scheme, record.task): record for record in records if record.quantization == made[record.scheme]}
     ordered = sorted(last.values(), key=lambda record: record.scheme != BASELINE)
-    commands = dict.fromkeys(str(line["command"]) for line in read_lines(folder / COMMANDS) if "command" in line)
-    return Results(folder, model, revision, tuple(ordered), read_sizes(folder, model, revision), tuple(commands))
+    lines = read_lines(folder / COMMANDS, strict=strict)
+    commands = dict.fromkeys(line["command"] for line in lines if isinstance(line.get("command"), str))
+    sizes = read_sizes(folder, model, revision, strict=strict)
+    return Results(folder, model, revision, tuple(ordered), sizes, tuple(commands), strict)
 
 
 def write_size(folder: Path, size: Size) -> None:
@@ -247,17 +282,20 @@ def write_command(folder: Path, command: str) -> None:
     append_line(folder / COMMANDS, {"command": command})
 
 
-def read_sizes(folder: Path, model: str, revision: str) -> dict[str, Size]:
+def read_sizes(folder: Path, model: str, revision: str, *, strict: bool = False) -> dict[str, Size]:
     """{scheme: what a model takes under it}; of several lines the last one counts.
 
     Raises:
-        CheckpointError: they were written by another version of this package.
+        CheckpointError: they are damaged, or were written by another version of this package.
     """
     sizes = {}
-    for line in read_lines(folder / SIZES):
+    for line in read_lines(folder / SIZES, strict=strict):
         if line.get("format") != SIZE_FORMAT:
             raise CheckpointError(f"{str(folder / SIZES)!r} was written by another version of qllm_hf. Sweep again.")
-        size = Size.from_json(line)
+        try:
+            size = Size.from_json(line)
+        except ValueError as error:
+            raise CheckpointError(f"{folder / SIZES} is damaged: {error}. Delete it, and sweep again.") from None
         if (size.model, size.revision) == (model, revision):
             sizes[size.scheme] = size
     return sizes

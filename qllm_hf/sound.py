@@ -20,18 +20,23 @@ def check_values(model: nn.Module) -> None:
             continue
         for weight, (spec, _) in module.weight_specs.items():
             scale, zero_point = (_here(module, weight + SUFFIXES[part]) for part in ("scale", "zero_point"))
-            if scale is not None and not bool(torch.isfinite(scale).all()):
-                raise CheckpointError(_damaged(f"{name}.{weight}{SUFFIXES['scale']}", "infinite numbers or NaN"))
-            if zero_point is not None and zero_point.numel() and int(zero_point.max()) >= 2**spec.bits:
-                raise CheckpointError(
-                    _damaged(
-                        f"{name}.{weight}{SUFFIXES['zero_point']}",
-                        f"{int(zero_point.max())}, where {spec.bits} bits reach to {2**spec.bits - 1}",
-                    )
-                )
+            check_parts(f"{name}.{weight}", spec.bits, scale, zero_point)
         vector = _here(module, "input_scale")
         if vector is not None and not bool(torch.isfinite(vector).all()):
             raise CheckpointError(_damaged(f"{name}.input_scale", "infinite numbers or NaN"))
+
+
+def check_parts(name: str, bits: int, scale: Tensor | None, zero_point: Tensor | None) -> None:
+    """The same for one weight, or some rows of it."""
+    if scale is not None and not bool(torch.isfinite(scale).all()):
+        raise CheckpointError(_damaged(name + SUFFIXES["scale"], "infinite numbers or NaN"))
+    if zero_point is not None and zero_point.numel() and int(zero_point.max()) >= 2**bits:
+        raise CheckpointError(
+            _damaged(
+                name + SUFFIXES["zero_point"],
+                f"{int(zero_point.max())}, where {bits} bits reach to {2**bits - 1}",
+            )
+        )
 
 
 def _here(module: nn.Module, name: str) -> Tensor | None:

@@ -128,6 +128,8 @@ def quantize_streamed(
         if (source_folder := local_folder(name_or_path)) is not None:
             stack.enter_context(unchanged(source_folder))
         work = Work(folder, _identity(name_or_path, config, calibration, dtype), restart=restart)
+        for index in range(work.done):  # to find what was damaged now, and not after hours of further work
+            work.load_block(index)
         source = stack.enter_context(
             offloaded(name_or_path, dtype=dtype, trust_remote_code=trust_remote_code, scratch=work.scratch())
         )

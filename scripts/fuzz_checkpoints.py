@@ -17,18 +17,14 @@ fault how to repeat it (--only KIND --seed S --case N). Ends with 1 if there was
 
 from __future__ import annotations
 
-import argparse
-import multiprocessing
 import random
 import shutil
-import signal
 import sys
 import tempfile
-import warnings
-from collections import Counter
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer
@@ -38,6 +34,8 @@ from transformers.utils import logging
 from typer.testing import CliRunner
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
+from campaign import Case, Outcome, command_line, in_children, limited, table
+from campaign import some_cases as of_kinds
 from checkpoint_damage import KINDS, Kind
 
 import qllm_hf
@@ -54,26 +52,7 @@ PLANTS = {
     "checksums": (loading, "verify_checkpoint"),
 }
 """Checks that --plant leaves out, so that the campaign has a fault to find."""
-
-
-class Case(NamedTuple):
-    kind: str
-    seed: int
-    number: int
-
-
-class Outcome(NamedTuple):
-    case: Case
-    word: str
-    detail: str = ""
-
-    @property
-    def is_fault(self) -> bool:
-        return self.word == "FAULT"
-
-
-class TooLongError(BaseException):
-    """Not an Exception, so that nothing on the way can take it for one of its own."""
+__all__ = ["KINDS", "campaign", "some_cases", "table"]
 
 
 def make_base(folder: Path) -> torch.Tensor:
@@ -100,24 +79,15 @@ def run_case(base: Path, expected: torch.Tensor, case: Case, seconds: int) -> Ou
     with tempfile.TemporaryDirectory() as parent:
         folder = shutil.copytree(base, Path(parent) / "damaged", symlinks=True)
         kind.damage(random.Random(f"{case.seed} {case.kind} {case.number}"), folder)
-        room = 4 * sum(path.stat().st_size for path in folder.iterdir() if path.is_file()) + 2**30
-        before = _peak(reset=True)
-        signal.alarm(seconds)
-        try:
+
+        def judge() -> tuple[str, str]:
             if case.kind.startswith("tokenizer"):
-                word, detail = _judge_tokenizer(folder)
-            else:
-                word, detail = _judge(folder, expected, kind)
-                if word != "FAULT" and case.number % 5 == 0:
-                    word, detail = _judge_info(folder, word)
-        except TooLongError:
-            word, detail = "FAULT", f"more than {seconds} s"
-        finally:
-            signal.alarm(0)
-        used = _peak() - before
-        if used > room:
-            word, detail = "FAULT", f"{used} bytes of memory, {room} allowed; otherwise {word} {detail}"
-    return Outcome(case, word, detail)
+                return _judge_tokenizer(folder)
+            word, detail = _judge(folder, expected, kind)
+            is_asked = word != "FAULT" and case.number % 5 == 0
+            return _judge_info(folder, word) if is_asked else (word, detail)
+
+        return limited(case, folder, seconds, judge)
 
 
 def _judge(folder: Path, expected: torch.Tensor, kind: Kind) -> tuple[str, str]:
@@ -175,100 +145,22 @@ def _judge_info(folder: Path, word: str) -> tuple[str, str]:
     return word, ""
 
 
-def _peak(*, reset: bool = False) -> int:
-    """Bytes of memory that this process held at most since the last reset; 0 where the system does not say."""
-    try:
-        if reset:
-            Path("/proc/self/clear_refs").write_text("5")
-        lines = Path("/proc/self/status").read_text().splitlines()
-    except OSError:
-        return 0
-    return next((1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM")), 0)
-
-
-def _child(pipe: Any, base: Path, expected: torch.Tensor, cases: list[Case], seconds: int, plant: str | None) -> None:
-    def stop(*_: object) -> None:
-        raise TooLongError
-
-    signal.signal(signal.SIGALRM, stop)
-    warnings.simplefilter("ignore")
-    if plant is not None:
-        setattr(*PLANTS[plant], lambda *args, **kwargs: None)
-    for case in cases:
-        pipe.send(run_case(base, expected, case, seconds))
-    pipe.close()
-
-
-def campaign(cases: Iterable[Case], *, seconds: int = 10, plant: str | None = None) -> list[Outcome]:
+def campaign(cases: Iterable[Case], *, seconds: int = 10, plant: str | None = None, jobs: int = 1) -> list[Outcome]:
     """The outcome of every case. A case in which the process dies, or that cannot be stopped, is a fault."""
     logging.set_verbosity(logging.CRITICAL)
     logging.disable_progress_bar()
-    waiting, outcomes = list(cases), []
-    context = multiprocessing.get_context("fork")
     with tempfile.TemporaryDirectory() as parent:
         base = Path(parent) / "base"
         expected = make_base(base)
-        while waiting:
-            here, there = context.Pipe(duplex=False)
-            child = context.Process(target=_child, args=(there, base, expected, waiting, seconds, plant))
-            child.start()
-            there.close()
-            died = ""
-            try:
-                for _ in range(len(waiting)):
-                    if not here.poll(6 * seconds):
-                        child.kill()
-                        died = "could not be stopped"
-                        break
-                    outcomes.append(here.recv())
-                    waiting.pop(0)
-            except EOFError:
-                died = "the process died"
-            child.join()
-            if died:
-                outcomes.append(Outcome(waiting.pop(0), "FAULT", f"{died} (exit code {child.exitcode})"))
-    return outcomes
-
-
-def table(outcomes: list[Outcome]) -> str:
-    """Kinds and what came of them, a line each."""
-    words = ("right", "refused", "other", "FAULT")
-    counts = Counter((outcome.case.kind, outcome.word) for outcome in outcomes)
-    kinds = sorted({outcome.case.kind for outcome in outcomes})
-    rows = [(kind, *(counts[kind, word] for word in words)) for kind in kinds]
-    rows.append((f"all {len(outcomes)}", *(sum(row[i] for row in rows) for i in range(1, 5))))
-    lines = [f"{'kind':28}" + "".join(f"{word:>9}" for word in words)]
-    return "\n".join(lines + [f"{row[0]:28}" + "".join(f"{number or '-':>9}" for number in row[1:]) for row in rows])
+        run = partial(run_case, base, expected, seconds=seconds)
+        return in_children(cases, run, seconds=seconds, plant=None if plant is None else PLANTS[plant], jobs=jobs)
 
 
 def some_cases(count: int, seed: int, only: str | None = None) -> list[Case]:
     """The kinds in turn."""
-    kinds = [only] if only else list(KINDS)
-    return [Case(kinds[number % len(kinds)], seed, number) for number in range(count)]
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Damage a packed checkpoint in every way, and load it.")
-    parser.add_argument("--cases", type=int, default=2000)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", choices=list(KINDS), help="damage of one kind")
-    parser.add_argument("--case", type=int, help="of --only: this one alone, as a report names it")
-    parser.add_argument("--seconds", type=int, default=10, help="that a case may take")
-    parser.add_argument("--plant", choices=list(PLANTS), help="leave a check out: the campaign has to find it")
-    given = parser.parse_args()
-    torch.set_num_threads(1)
-    cases = some_cases(given.cases, given.seed, given.only)
-    if given.case is not None:
-        if given.only is None:
-            parser.error("--case needs --only")
-        cases = [Case(given.only, given.seed, given.case)]
-    outcomes = campaign(cases, seconds=given.seconds, plant=given.plant)
-    print(table(outcomes))
-    faults = [outcome for outcome in outcomes if outcome.is_fault]
-    for case, _, detail in faults:
-        print(f"\n--only {case.kind} --seed {case.seed} --case {case.number}\n    {detail[:600]}")
-    sys.exit(1 if faults else 0)
+    return of_kinds(list(KINDS), count, seed, only)
 
 
 if __name__ == "__main__":
-    main()
+    torch.set_num_threads(1)
+    command_line("Damage a packed checkpoint in every way, and load it.", list(KINDS), PLANTS, campaign)

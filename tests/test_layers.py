@@ -18,11 +18,14 @@ ROOT = Path(importlib.util.find_spec(PACKAGE).origin).parent
 LAYERS = {
     "errors": 0,
     "layout": 0,
+    "shown": 0,
     "rotation": 1,
     "trials": 1,
     "scheme": 1,
     "families": 1,
     "strict_json": 1,
+    "typed": 1,
+    "files": 1,
     "builtin": 1,
     "patterns": 1,
     "choices": 1,
@@ -99,6 +102,10 @@ DOORS = {"__init__", "_autoload"}
 FROM_DOOR = {"__version__"}
 
 WITHOUT_TRANSFORMERS = {
+    "files",
+    "shown",
+    "strict_json",
+    "typed",
     "drawing",
     "formats",
     "safetensors_stream",
@@ -123,6 +130,10 @@ WITHOUT_TRANSFORMERS = {
     "nn",
 }
 WITHOUT_TORCH = {
+    "files",
+    "shown",
+    "strict_json",
+    "typed",
     "drawing",
     "errors",
     "builtin",

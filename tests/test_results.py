@@ -11,10 +11,12 @@ from made_results import MODEL, REVISION, add, add_size, rewrite
 from tiny_models import float_model
 
 from qllm_hf.cost.model import cost_of
-from qllm_hf.errors import CheckpointError
+from qllm_hf.errors import CheckpointError, QllmWarning
+from qllm_hf.evaluation.lines import write_lines
+from qllm_hf.evaluation.sources import digest_of
 from qllm_hf.evaluation.statistics import mean, recovery
 from qllm_hf.reporting.model import report
-from qllm_hf.results import Size, read_results
+from qllm_hf.results import BASELINE, Size, read_results
 
 BEFORE = [1.0] * 18 + [0.0] * 2
 AFTER = [1.0] * 15 + [0.0] * 4 + [1.0]
@@ -139,6 +141,7 @@ def test_sizes_of_a_newer_version(folder):
         read_results(folder)
 
 
+@pytest.mark.filterwarnings("ignore:.*is damaged in line")
 def test_half_a_line_is_not_read(folder):
     for name in ("records.jsonl", "sizes.jsonl"):
         with (folder / name).open("a") as file:
@@ -170,3 +173,20 @@ def test_a_size_keeps_what_the_cost_model_says_of_windows():
     assert any(window is not None for _, window in size.kv)
     for tokens in (1, 7, 8, 9, 100, 4096):
         assert size.kv_bytes(tokens, 3) == cost.kv_bytes(3, tokens), tokens
+
+
+def test_items_of_another_score_are_not_compared(tmp_path):
+    """Each line of them is sound, and its checksum too."""
+    lines = [{"id": number, "value": value} for number, value in enumerate([1.0, 0.0])]
+    for scheme in (BASELINE, "W4"):
+        add(tmp_path, scheme, "mini_ethics", [1.0, 0.0], samples=digest_of(lines))
+    assert read_results(tmp_path).change("W4", "mini_ethics").paired
+    path = tmp_path / "samples" / "somebody_model" / "W4" / "mini_ethics.jsonl"
+    for other in ([{"id": 0, "value": 0.0}, {"id": 1, "value": 1.0}], []):
+        write_lines(path, other)
+        with pytest.warns(QllmWarning, match=r"mini_ethics\.jsonl does not hold the items .* so it does not count"):
+            assert not read_results(tmp_path).change("W4", "mini_ethics").paired
+        with pytest.raises(CheckpointError, match="does not hold the items"):
+            _ = read_results(tmp_path, strict=True).change("W4", "mini_ethics")
+    path.unlink()
+    assert not read_results(tmp_path).change("W4", "mini_ethics").paired

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import QllmError, QllmWarning
+from ..shown import printable
 from .refusals import refusal
 from .stopping import stopping
 
@@ -66,18 +67,18 @@ def one_answer(one_model: bool) -> Iterator[None]:
 
 
 def answer(data: dict[str, Any], text: str, *, as_json: bool) -> None:
-    """Print a command's result on stdout: `data` as JSON, or `text`."""
+    """Print a command's result on stdout: `data` as JSON, or `text`, in which nothing acts on a terminal."""
     if sys.stdout is None:  # it was closed: nobody wants the answer
         return
-    sys.stdout.write((json.dumps(data, indent=2) if as_json else text) + "\n")
+    sys.stdout.write((json.dumps(data, indent=2) if as_json else printable(text)) + "\n")
     sys.stdout.flush()
 
 
 def note(text: str) -> None:
-    """Print a remark that is not part of the answer on stderr."""
+    """Print a remark that is not part of the answer on stderr; names in it may come from files of others."""
     if sys.stderr is None:
         return
-    sys.stderr.write(text + "\n")
+    sys.stderr.write(printable(text) + "\n")
     sys.stderr.flush()
 
 

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from ..shown import printable
 from . import options
 from .card import Folder, ResultsFolder
 from .output import UsageError, answer, answering, note
@@ -77,7 +78,7 @@ def push(
         if not overwrite_results:
             plan.check_results()
         if not as_json:
-            sys.stdout.write(page + "\n")
+            sys.stdout.write(printable(page) + "\n")
             sys.stdout.flush()
         if asks and not plan.is_empty and not typer.confirm("Send it?", err=True):
             raise PublishError("nothing was sent.")

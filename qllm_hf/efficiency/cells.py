@@ -12,6 +12,8 @@ from typing import Any, Final, Literal
 
 from ..errors import CheckpointError
 from ..evaluation.lines import append_line, read_lines
+from ..shown import short, short_text
+from ..typed import made_of
 
 BASELINE: Final = "FP16"
 FILE: Final = "bench.jsonl"
@@ -97,19 +99,53 @@ class Cell:
             CheckpointError: it was written by a newer version, or is no cell.
         """
         if not isinstance(entry.get("format"), int) or not {"scheme", "case", "status"} <= entry.keys():
-            raise CheckpointError(f"this is no cell of a benchmark: it has {', '.join(map(repr, entry)) or 'nothing'}.")
+            raise CheckpointError(
+                f"this is no cell of a benchmark: it has {short_text(', '.join(map(repr, entry))) or 'nothing'}."
+            )
         if entry["format"] > FORMAT:
             raise CheckpointError(
-                f"a cell of format {entry['format']} was written by a newer qllm_hf; this one reads up to {FORMAT}. "
-                "Update it: pip install --upgrade qllm-hf."
+                f"a cell of format {short(entry['format'])} was written by a newer qllm_hf; this one reads "
+                f"up to {FORMAT}. Update it: pip install --upgrade qllm-hf."
             )
         values = {each.name: entry[each.name] for each in fields(cls) if each.name in entry}
-        values["case"] = Case(**entry["case"])
-        values["implementations"] = tuple(entry.get("implementations", ()))
-        for name in ("times", "baseline"):
-            if values.get(name) is not None:
-                values[name] = Times(**{key: tuple(seconds) for key, seconds in values[name].items()})
-        return cls(**values)
+        try:
+            values["case"] = made_of(Case, _table(values["case"]))
+            if isinstance(listed := values.get("implementations"), list):
+                values["implementations"] = tuple(listed)
+            for name in ("times", "baseline"):
+                if values.get(name) is not None:
+                    seconds = {key: tuple(_list(value)) for key, value in _table(values[name]).items()}
+                    values[name] = made_of(Times, seconds)
+            cell = made_of(cls, values)
+            _check(cell)
+        except ValueError as error:
+            raise CheckpointError(f"a cell of a benchmark is damaged: {error}. Delete it, and measure again.") from None
+        return cell
+
+
+def _table(value: Any) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping):
+        raise ValueError(f"{short(value)} is no table")
+    return value
+
+
+def _list(value: Any) -> list[Any]:
+    if not isinstance(value, list):
+        raise ValueError(f"{short(value)} is no list")
+    return value
+
+
+def _check(cell: Cell) -> None:
+    """Raises ValueError if no measurement could have made this cell."""
+    if (cell.status == "ok") != (cell.times is not None):
+        raise ValueError(f"status={cell.status} and times={short(cell.times)}")
+    for times in (cell.times, cell.baseline):
+        for seconds in () if times is None else (times.prefill, times.decode, times.total):
+            if not seconds or not all(0 < each < 1e9 for each in seconds):
+                raise ValueError(f"it has the times {short(seconds)}")
+    sizes = (*asdict(cell.case).values(), cell.peak_bytes, cell.weight_bytes, cell.kv_bytes)
+    if not all(size is None or 0 <= size < 2**60 for size in sizes):
+        raise ValueError(f"it has the sizes {short(sizes)}")
 
 
 class Cells:
@@ -128,7 +164,10 @@ class Cells:
             raise CheckpointError(f"{str(folder)!r} is a file. Give a folder for the results.")
         self.folder, self.made = folder, dict(made)
         lines = [] if folder is None else read_lines(folder / FILE)
-        found = [cell for cell in map(Cell.from_json, lines) if cell.made == self.made]
+        try:
+            found = [cell for cell in map(Cell.from_json, lines) if cell.made == self.made]
+        except CheckpointError as error:
+            raise CheckpointError(f"{folder and folder / FILE}: {error}") from None
         self._cells = {(cell.scheme, cell.case): cell for cell in found}
         self.kept = sum(self.is_finished(*key) for key in self._cells)
 

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import contextlib
 import json
+from collections.abc import Sequence
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ..typed import fits
 from .lines import append_line, read_lines
 
 
@@ -40,7 +42,9 @@ class Journal:
         folder.mkdir(parents=True, exist_ok=True)
         for path in sorted(folder.glob("process*.jsonl")):
             for entry in read_lines(path):
-                self._known[entry["key"]] = Answered(entry["answers"], entry["seconds"])
+                key, seconds, answers = (entry.get(name) for name in ("key", "seconds", "answers"))
+                if isinstance(key, str) and isinstance(seconds, float) and isinstance(answers, list):
+                    self._known[key] = Answered(answers, seconds)
 
     def get(self, key: str) -> Answered | None:
         """What is known under a key."""
@@ -69,6 +73,29 @@ class Journal:
         for folder in (self._folder, *([self._folder.parent] if tidy else [])):
             with contextlib.suppress(OSError):  # not empty, or another process was faster
                 folder.rmdir()
+
+
+def are_answers(kind: str, answers: list[Any], counts: Sequence[int | None]) -> bool:
+    """Whether this is what a model may have answered: a text and its number of tokens, or likelihoods of continuations.
+
+    Args:
+        counts: of each request its number of continuations, where that is known.
+    """
+    if len(answers) != len(counts):
+        return False
+    for one, count in zip(answers, counts, strict=True):
+        if not isinstance(one, list):
+            return False
+        if kind == "text":
+            if len(one) != 2 or not fits(one[0], str) or not fits(one[1], int) or one[1] < 0:
+                return False
+        elif len(one) != count or not all(fits(pair, list) and _is_likelihood(pair) for pair in one):
+            return False
+    return True
+
+
+def _is_likelihood(pair: list[Any]) -> bool:
+    return len(pair) == 2 and fits(pair[0], float) and pair[0] == pair[0] and isinstance(pair[1], bool)
 
 
 def digest(*parts: Any) -> str:

@@ -28,6 +28,7 @@ from .ranks import Ranks
 from .record import Record
 from .registry import find_task
 from .samples import Prepared, Scored, read_samples
+from .sources import digest_of
 from .store import Store, writing
 from .task import TaskInfo
 
@@ -131,7 +132,7 @@ def evaluate(
                 lm.label = f"{subject.scheme} {task}"
                 lm.start_counting()
                 scores, samples = prepared.ask(part)
-                record = _record(info, identity, where, lm.usage, scores)
+                record = _record(info, identity, where, lm.usage, scores, samples)
                 if ranks.is_first:
                     store.add(record, samples)
             progress(record)
@@ -271,7 +272,12 @@ def _known(store: Store, identity: dict[str, Any], ranks: Ranks) -> Record | Non
 
 
 def _record(
-    info: TaskInfo, identity: dict[str, Any], where: dict[str, Any], usage: dict[str, Any], scores: dict[str, Any]
+    info: TaskInfo,
+    identity: dict[str, Any],
+    where: dict[str, Any],
+    usage: dict[str, Any],
+    scores: dict[str, Any],
+    samples: list[dict[str, Any]],
 ) -> Record:
     counted = dict(usage)
     return Record(
@@ -283,6 +289,7 @@ def _record(
         seconds=round(counted.pop("seconds"), 3),
         usage={key: int(value) for key, value in counted.items()},
         date=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        samples=digest_of(samples),
         **identity,
         **where,
         **scores,

@@ -30,7 +30,7 @@ from ..config import QllmConfig
 from ..errors import ConfigError
 from ..finite import FiniteLogits
 from ..loading import load_model, load_tokenizer
-from .answers import Answered, Journal, digest
+from .answers import Answered, Journal, are_answers, digest
 from .batches import plan_batches, tokens_to_read, tokens_to_write
 from .likelihood import Likelihood, score
 from .ranks import Ranks
@@ -262,7 +262,17 @@ class QllmLM(HFLM):  # type: ignore[misc]
         mine: dict[int, Any] = {}
         numbers = self.ranks.turns(len(batches))
         names = {number: digest(kind, self.fingerprint, keys[number]) for number in numbers}
-        known = self.ranks.common({number for number in numbers if self.journal.get(names[number]) is not None})
+        is_text = kind == "text"
+        counts: dict[int, list[int | None]] = {
+            n: [None] * len(batches[n]) if is_text else [len(targets) for _, targets in keys[n]] for n in numbers
+        }
+        known = self.ranks.common(
+            {
+                number
+                for number in numbers
+                if (found := self.journal.get(names[number])) and are_answers(kind, found.answers, counts[number])
+            }
+        )
         with tqdm(
             total=sum(len(batches[number]) for number in numbers),
             desc=self.label or kind,

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from ..errors import ConfigError
+from ..shown import short_text
 from .documents.emergent import first_shots
 from .documents.long_context import generate_key_value, generate_lines
 from .registry import find_task, size_of
@@ -47,20 +48,20 @@ def documents_of(
     number = _shown(info, shots)
     examples: list[Row] = []
     if number:
-        examples = first_shots(read_shots(task, info.source, folder).rows, number)
+        given = read_shots(task, info.source, folder)
+        examples = first_shots(given.rows, number)
         if info.source.shots_file == info.source.file:
             found = Rows(found.rows[len(examples) :], found.origin)
-        _check_shots(task, number, examples, found.rows)
+        _check_shots(task, number, Rows(examples, given.origin), found.rows)
     if not found.rows:
         raise ConfigError(f"{task}: shots={number} takes all rows as examples, and none is left to ask. Take fewer.")
     if info.documents is None:
         raise ConfigError(f"{task}: its questions are in a file of lm_eval, not here.")
     try:
         documents = info.documents(found.rows, examples)
-    except (KeyError, ValueError, IndexError, TypeError) as error:
-        raise ConfigError(
-            f"{task}: a row of {found.origin} is not as its benchmark has it ({type(error).__name__}: {error})."
-        ) from error
+    except (KeyError, ValueError, IndexError, TypeError, AttributeError, OverflowError) as error:
+        said = short_text(f"{type(error).__name__}: {error}")
+        raise ConfigError(f"{task}: a row of {found.origin} is not as its benchmark has it ({said}).") from error
     return [{"id": number, "rule": info.rule, **document} for number, document in enumerate(documents)], found
 
 
@@ -126,14 +127,15 @@ def _shown(info: TaskInfo, shots: int | None) -> int:
     return 0 if not info.shots else info.shots if shots is None else shots
 
 
-def _check_shots(task: str, number: int, examples: list[Row], rows: list[Row]) -> None:
+def _check_shots(task: str, number: int, examples: Rows, rows: list[Row]) -> None:
     """Raises ConfigError if a subject that is asked about has fewer examples than are wanted."""
-    there = Counter(str(row.get("subject", "")) for row in examples)
+    there = Counter(str(row.get("subject", "")) for row in examples.rows)
     for subject in sorted({str(row.get("subject", "")) for row in rows}):
         if there[subject] < number:
-            of_subject = f" of {subject!r}" if subject else ""
+            of_subject = f" of {short_text(repr(subject))}" if subject else ""
             raise ConfigError(
-                f"{task}: shots={number}, and there are {there[subject]} examples{of_subject}. Take fewer."
+                f"{task}: shots={number}, and there are {there[subject]} examples{of_subject} in {examples.origin}. "
+                "Take fewer."
             )
 
 

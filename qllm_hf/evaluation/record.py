@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Final
 
 from ..errors import CheckpointError
+from ..shown import short, short_text
+from ..typed import made_of
 from .statistics import normalised
 
 ABILITIES: Final = ("nlp", "emergent", "trust", "dialogue", "long")
 FORMAT: Final = 1
 """Number of the record's form. A reader refuses a newer one."""
 
-_NO_PART_OF_THE_RESULT: Final = frozenset({"seconds", "date"})
+_NAME: Final = re.compile(r"[A-Za-z0-9_][\w.+,=*-]{0,199}", re.ASCII)
+_BEST: Final = 1e6  # that a score can be: 1 of a part, 10 of a rating, 100 of percent
+_NO_PART_OF_THE_RESULT: Final = frozenset({"seconds", "date", "samples"})
 
 
 @dataclass(frozen=True)
@@ -51,6 +56,7 @@ class Record:
         hardware: the machine.
         seconds: that the model worked, added up over all processes.
         date: when it was finished, UTC, ISO 8601.
+        samples: a digest of the lines for its items; "" where it was not kept.
         format: `FORMAT`.
     """
 
@@ -83,6 +89,7 @@ class Record:
     hardware: dict[str, str] = field(default_factory=dict)
     seconds: float = 0.0
     date: str = ""
+    samples: str = ""
     format: int = FORMAT
 
     @property
@@ -109,14 +116,16 @@ class Record:
         """The record that `to_json` wrote.
 
         Raises:
-            CheckpointError: it was written by a newer version, or is no record.
+            CheckpointError: it was written by a newer version, is no record, or says what no score can be.
         """
         if not isinstance(entry.get("format"), int) or "task" not in entry:
-            raise CheckpointError(f"this is no record of a score: it has {', '.join(map(repr, entry)) or 'nothing'}.")
+            raise CheckpointError(
+                f"this is no record of a score: it has {short_text(', '.join(map(repr, entry))) or 'nothing'}."
+            )
         if entry["format"] > FORMAT:
             raise CheckpointError(
-                f"a record of format {entry['format']} was written by a newer qllm_hf; this one reads up to {FORMAT}. "
-                "Update it: pip install --upgrade qllm-hf."
+                f"a record of format {short(entry['format'])} was written by a newer qllm_hf; this one reads "
+                f"up to {FORMAT}. Update it: pip install --upgrade qllm-hf."
             )
         known = {each.name for each in fields(cls)}
         if missing := sorted({"scheme", "ability", "task", "metric", "value", "items"} - entry.keys()):
@@ -124,7 +133,40 @@ class Record:
         values = {"chance": None, **{key: value for key, value in entry.items() if key in known}}
         if values.get("stderr") is None:
             values["stderr"] = math.nan
-        return cls(**values)
+        try:
+            record = made_of(cls, values)
+            _check(record)
+        except ValueError as error:
+            raise CheckpointError(f"a record is damaged: {error}. Delete it, and measure again.") from None
+        return record
+
+
+def _check(record: Record) -> None:
+    """Raises ValueError if no measurement could have made this record.
+
+    Names become parts of paths and of pictures, so they are plain ones.
+    """
+    for key in ("scheme", "task", "metric"):
+        if not _NAME.fullmatch(getattr(record, key)):
+            raise ValueError(f"{key}={short(getattr(record, key))} is no name")
+    if record.ability not in ABILITIES:
+        raise ValueError(f"ability={short(record.ability)}, allowed are {', '.join(ABILITIES)}")
+    if record.items < 1 or record.cut < 0 or record.shots < 0 or (record.limit is not None and record.limit < 1):
+        raise ValueError(
+            f"items={short(record.items)}, cut={short(record.cut)}, shots={short(record.shots)}, "
+            f"limit={short(record.limit)}"
+        )
+    if not 0 <= record.answered <= 1:
+        raise ValueError(f"answered={short(record.answered)} is no part of 1")
+    if record.chance is not None and not (
+        abs(record.chance) < record.best <= _BEST
+        and abs(record.value) <= record.best
+        and (math.isnan(record.stderr) or 0 <= record.stderr <= record.best)
+    ):
+        raise ValueError(
+            f"value={short(record.value)} ± {short(record.stderr)} with chance={short(record.chance)} and "
+            f"best={short(record.best)}"
+        )
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,10 @@ The numbers come from the items, so the lines of the file are enough to compute 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
+from ..shown import short
 from .questions import prediction
 from .scoring.rules import RULES
 from .scoring.score import score
@@ -130,3 +131,25 @@ def _scored_by_lm_eval(task: str, info: TaskInfo, logged: Sequence[dict[str, Any
 def _shown(sample: dict[str, Any]) -> Any:
     answers = sample["filtered_resps"]
     return answers[0] if isinstance(answers[0], (str, float)) else None
+
+
+def problem_of(line: Mapping[str, Any]) -> str | None:
+    """What makes this no line for an item, or None. A line of another program may lack anything but its id."""
+    if not isinstance(line.get("id"), int | str) or not isinstance(line.get("prompt", ""), str):
+        return "its id or its prompt is none"
+    value, label, position = line.get("value"), line.get("label"), line.get("position", 0.0)
+    if (isinstance(value, float) and not math.isfinite(value)) or (isinstance(value, int) and abs(value) > 1e300):
+        return f"value={short(value)}"
+    if not isinstance(label, int | None) or not isinstance(position, int | float) or not math.isfinite(position):
+        return f"label={short(label)}, position={short(position)}"
+    found = line.get("likelihoods", [])
+    choices = line.get("choices", [""] * len(found) if isinstance(found, list) else None)
+    if not isinstance(choices, list) or len(choices) != len(found):
+        return "it has not as many likelihoods as choices"
+    if not all(isinstance(choice, str) for choice in choices):
+        return "its choices are no texts"
+    for each in found:
+        is_pair = isinstance(each, list) and len(each) == 2 and isinstance(each[1], int | None)
+        if not is_pair or not isinstance(each[0], int | float) or math.isnan(each[0]) or (each[1] or 1) < 1:
+            return f"likelihood {short(each)}"
+    return None

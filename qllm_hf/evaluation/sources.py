@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError, did_you_mean
+from ..files import read_bytes
+from ..shown import is_cut, short_text
 from .task import EVERY, Row, Source
 
 
@@ -85,7 +87,7 @@ def read_jsonl(path: Path, columns: Sequence[str] = ()) -> list[Row]:
         ConfigError: it is empty, no UTF-8, has a line that is no JSON object, or lacks a column. The message names the
             line.
     """
-    data = path.read_bytes()
+    data = read_bytes(path, error=ConfigError)
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -104,7 +106,7 @@ def read_jsonl(path: Path, columns: Sequence[str] = ()) -> list[Row]:
         except (ValueError, RecursionError) as error:  # also numbers too long and lists too deep for Python
             cut = " The file ends in the middle of it: was it copied in full?" if number == len(lines) else ""
             raise ConfigError(
-                f"{str(path)!r}, line {number} is no JSON ({getattr(error, 'msg', error)}).{cut}"
+                f"{str(path)!r}, line {number} is no JSON ({short_text(str(getattr(error, 'msg', error)))}).{cut}"
             ) from None
         if not isinstance(row, dict):
             raise ConfigError(f"{str(path)!r}, line {number} is no JSON object but a {type(row).__name__}.")
@@ -112,8 +114,11 @@ def read_jsonl(path: Path, columns: Sequence[str] = ()) -> list[Row]:
             if column not in row:
                 raise ConfigError(
                     f"{str(path)!r}, line {number} has no {column!r}.{did_you_mean(column, row)} "
-                    f"It has {', '.join(map(repr, row)) or 'nothing'}; needed: {', '.join(map(repr, columns))}."
+                    f"It has {short_text(', '.join(map(repr, row))) or 'nothing'}; needed: "
+                    f"{', '.join(map(repr, columns))}."
                 )
+        if "\\u" in line and is_cut(json.dumps(row, ensure_ascii=False)):
+            raise ConfigError(f"{str(path)!r}, line {number} holds half a character, which no tokenizer takes.")
         rows.append(row)
     if not rows:
         raise ConfigError(f"{str(path)!r} is empty. It should hold one JSON object per line.")

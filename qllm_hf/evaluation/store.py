@@ -64,17 +64,19 @@ def _check_folder(folder: Path) -> None:
 class Store:
     """The folder of results, or none: then nothing is kept.
 
+    Args:
+        strict: refuse damaged lines (`read_lines`), where what is made of the folder goes to others.
+
     Raises:
         CheckpointError: the folder is a file, or its records cannot be read.
     """
 
-    def __init__(self, folder: Path | None) -> None:
+    def __init__(self, folder: Path | None, *, strict: bool = False) -> None:
         self.folder = folder
         if folder is not None:
             _check_folder(folder)
-        self.records = (
-            [] if folder is None else [Record.from_json(line) for line in read_lines(folder / "records.jsonl")]
-        )
+        path = None if folder is None else folder / "records.jsonl"
+        self.records = [] if path is None else [_record(path, line) for line in read_lines(path, strict=strict)]
 
     @property
     def answers(self) -> Path | None:
@@ -101,3 +103,10 @@ class Store:
         assert self.folder is not None
         name = re.sub(r"[^\w.-]+", "_", record.model).strip("_.") or "model"
         return self.folder / "samples" / name / record.scheme / f"{record.task}.jsonl"
+
+
+def _record(path: Path, line: dict[str, Any]) -> Record:
+    try:
+        return Record.from_json(line)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from None

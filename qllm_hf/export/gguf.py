@@ -19,6 +19,7 @@ from torch import Tensor
 from ..errors import CheckpointError, MissingExtraError, ModelError
 from ..formats.gguf import BLOCK, Block, block_for, encode_blocks
 from ..lock import beside, holding
+from ..preflight import refusing
 from ..scheme import PER_ROW, PER_TENSOR
 from ..steady import unchanged
 from ..whole import WAIT, whole_file
@@ -103,13 +104,17 @@ def export_gguf(source: str, out: Path, *, overwrite: bool = False, trust_remote
         open_stored(source, trust_remote_code=trust_remote_code) as stored,
     ):
         config = stored.checkpoint.config
-        architecture, paired = _architecture(config)
-        names = gguf.get_tensor_name_map(gguf.MODEL_ARCH[architecture.upper()], config["num_hidden_layers"])
+        named = f"{stored.folder / 'config.json'} says what no GGUF file can be made of"
+        with refusing(named):
+            architecture, paired = _architecture(config)
+            names = gguf.get_tensor_name_map(gguf.MODEL_ARCH[architecture.upper()], config["num_hidden_layers"])
         tensors = list(_tensors(stored, names, paired))
         with whole_file(out) as partial, unchanged(stored.folder):
             writer = gguf.GGUFWriter(partial, architecture)
-            _describe(writer, config, stored.folder.resolve().name)
-            vocabulary = write_vocabulary(writer, stored.folder, config["vocab_size"], config)
+            with refusing(named):
+                _describe(writer, config, stored.folder.resolve().name)
+            with refusing(f"{stored.folder / 'tokenizer.json'} is no tokenizer that can be written as GGUF"):
+                vocabulary = write_vocabulary(writer, stored.folder, config["vocab_size"], config)
             _write(gguf, writer, tensors)
     kinds = [tensor.kind for tensor in tensors]
     return ExportedGguf(out, {kind: kinds.count(kind) for kind in sorted(set(kinds))}, vocabulary, out.stat().st_size)

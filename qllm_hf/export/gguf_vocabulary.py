@@ -12,9 +12,12 @@ With any other tokenizer the file has no vocabulary ("none"), and takes and give
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any, Literal
+
+from ..checkpoint import read_object
+from ..files import read_text
+from ..shown import short
 
 Kind = Literal["llama", "gpt2", "none"]
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, BYTE = 1, 2, 3, 4, 6
@@ -25,7 +28,7 @@ _SPACE_IN_FRONT = [{"type": "Prepend", "prepend": "▁"}, {"type": "Replace", "p
 def kind_of(folder: Path) -> Kind:
     """How llama.cpp can cut text for the tokenizer in a folder."""
     path = folder / "tokenizer.json"
-    stored = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    stored = read_object(path) if path.is_file() else {}
     model = stored.get("model") or {}
     if model.get("type") != "BPE" or model.get("dropout"):
         return "none"
@@ -47,7 +50,7 @@ def write_vocabulary(writer: Any, folder: Path, size: int, config: dict[str, Any
     writer.add_tokenizer_model({"none": "none"}.get(kind, kind))
     if kind == "none":
         return kind
-    stored = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    stored = read_object(folder / "tokenizer.json")
     vocabulary: dict[str, int] = stored["model"]["vocab"]
     merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in stored["model"]["merges"]]
     tokens, kinds = _tokens(stored, vocabulary, size)
@@ -66,7 +69,7 @@ def write_vocabulary(writer: Any, folder: Path, size: int, config: dict[str, Any
     writer.add_add_bos_token(_begins_with(stored, config.get("bos_token_id")))
     template = folder / "chat_template.jinja"
     if template.is_file():
-        writer.add_chat_template(template.read_text(encoding="utf-8"))
+        writer.add_chat_template(read_text(template))
     return kind
 
 
@@ -74,15 +77,22 @@ def _tokens(stored: dict[str, Any], vocabulary: dict[str, int], size: int) -> tu
     """Pieces and their kinds, by number; numbers that stand for nothing get a name that no text has."""
     tokens, kinds = [f"[PAD{number}]" for number in range(size)], [USER_DEFINED] * size
     for token, number in vocabulary.items():
+        _check_number(number, token, size)
         tokens[number] = token
         kinds[number] = BYTE if len(token) == 6 and token.startswith("<0x") and token.endswith(">") else NORMAL
     for added in stored.get("added_tokens", ()):
+        _check_number(added["id"], added["content"], size)
         tokens[added["id"]] = added["content"]
         kinds[added["id"]] = CONTROL if added["special"] else USER_DEFINED
     unknown = stored["model"].get("unk_token")
     if unknown is not None and unknown in vocabulary:
         kinds[vocabulary[unknown]] = UNKNOWN
     return tokens, kinds
+
+
+def _check_number(number: Any, token: Any, size: int) -> None:
+    if type(number) is not int or not 0 <= number < size or not isinstance(token, str):
+        raise ValueError(f"{short(token)} has the number {short(number)}, and the model has {size} tokens")
 
 
 def _scores(tokens: list[str], merges: list[str]) -> list[float]:

@@ -27,7 +27,9 @@ from ..input_order import check_stored_orders
 from ..loading import check_stored, config_dict, local_folder, model_on_meta, quantization_of
 from ..packed import PackedTensor
 from ..plan import Entry, Plan, make_plan
+from ..preflight import check_config
 from ..scheme import PER_TENSOR
+from ..sound import check_parts
 
 WEIGHT = ".weight"
 
@@ -162,6 +164,7 @@ class StoredModel:
         assert spec is not None
         parts = {end: self._part(weight.base + end, piece, spec.group_size) for end in (PACKED, SCALE)}
         zero_point = None if spec.symmetric else self._part(weight.base + ZERO_POINT, piece, spec.group_size)
+        check_parts(weight.base, spec.bits, parts[SCALE], zero_point)
         rows_of_their_own = spec if piece is None or spec.group_size != PER_TENSOR else replace(spec, group_size=-1)
         return PackedTensor(parts[PACKED], parts[SCALE], zero_point, rows_of_their_own, weight.entry.shape[-1])
 
@@ -195,6 +198,7 @@ def open_stored(name_or_path: str, *, trust_remote_code: bool = False) -> Iterat
             f"qllm-hf quantize {name_or_path} --scheme W4 -o DIR."
         )
     checkpoint = read_checkpoint(folder)
+    check_config(checkpoint, trust_remote_code=trust_remote_code)
     model = model_on_meta(name_or_path, trust_remote_code=trust_remote_code)
     check_stored(model, config, checkpoint)
     with StoredModel(folder, config, checkpoint, model) as stored:

@@ -7,9 +7,10 @@ copied as it is. Memory holds one layer at a time, or the experts of one layer.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from ..checkpoint import read_checkpoint, read_config
 from ..config import FORMAT, QllmConfig
 from ..errors import CheckpointError, ConfigError
 from ..loading import config_dict, local_folder, model_on_meta, whole_folder
+from ..preflight import check_config, refusing
 from ..safetensors_stream import SHARD_BYTES, write_items
 from ..steady import unchanged
 from .config import ACTIVATIONS, Activations
@@ -81,9 +83,10 @@ def import_checkpoint(
         raise CheckpointError(f"{str(folder)!r} would be replaced by its imported form. Save in another folder.")
     peer = read_peer(source, read_config(source))
     checkpoint = read_checkpoint(source)
+    check_config(checkpoint, trust_remote_code=trust_remote_code)
     config_dict(str(source), trust_remote_code=trust_remote_code)
     model = model_on_meta(str(source), trust_remote_code=trust_remote_code)
-    with Tensors(checkpoint) as tensors:
+    with _naming(source), Tensors(checkpoint) as tensors:
         job = Job(checkpoint, peer, model, tensors, activations)
         with whole_folder(place, overwrite=overwrite) as partial, unchanged(source):
             write_items(
@@ -98,6 +101,18 @@ def import_checkpoint(
             for name, content in (others or {}).items():
                 (partial / name).write_bytes(content)
     return Imported(place.absolute(), job.config, peer, tuple(job.notes))
+
+
+@contextlib.contextmanager
+def _naming(folder: Path) -> Iterator[None]:
+    """What is wrong with a layer, or what a library makes of values that nobody expects, with the folder it is in."""
+    try:
+        with refusing(f"{folder} cannot be imported"):
+            yield
+    except CheckpointError as error:
+        if str(folder) in str(error):
+            raise
+        raise CheckpointError(f"{folder}: {error}") from error
 
 
 def source_folder(folder: str | Path) -> Path:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from ..checkpoint import read_object
 from ..config import QUANT_METHOD
 from ..errors import CheckpointError
+from ..shown import short, short_text
 from .layouts import AWQ_GEMM, INT_QUANTIZED, PACK_QUANTIZED, Layout, Stated, gptq_layout
 
 # Where libraries wrote their config before it had a place in config.json.
@@ -71,13 +72,39 @@ def read_peer(folder: Path, config: Config) -> Peer:
     }
     if method not in readers:
         raise CheckpointError(
-            f"{str(folder)!r} is quantized by {method!r}. Imported are {', '.join(IMPORTED)}, whose codes are integers "
-            "with one scale for each group; other libraries store other numbers. Quantize the float model it came from."
+            f"{str(folder)!r} is quantized by {short(method)}. Imported are {', '.join(IMPORTED)}, whose codes are "
+            "integers with one scale for each group; other libraries store other numbers. Quantize the float model it "
+            "came from."
         )
     try:
-        return readers[method](quantization)
+        return _told(folder, readers[method](quantization))
     except _Refused as refused:
         raise CheckpointError(f"{str(folder)!r} ({method}) cannot be imported without loss: {refused}.") from None
+    except _UNEXPECTED as error:
+        raise CheckpointError(_damaged(folder, error)) from None
+
+
+def _told(folder: Path, peer: Peer) -> Peer:
+    """The same, with what it says of single layers refused where a value makes no sense."""
+
+    def told(ask: Callable[[str], Any]) -> Callable[[str], Any]:
+        def answer(name: str) -> Any:
+            try:
+                return ask(name)
+            except _UNEXPECTED as error:
+                raise CheckpointError(_damaged(folder, error)) from None
+
+        return answer
+
+    return replace(peer, stated=told(peer.stated), inputs=told(peer.inputs))
+
+
+_UNEXPECTED = (TypeError, ValueError, KeyError, AttributeError, IndexError, OverflowError, re.error)
+
+
+def _damaged(folder: Path, error: Exception) -> str:
+    said = short_text(f"{type(error).__name__}: {error}")
+    return f"quantization_config in {folder / 'config.json'} is damaged ({said}). Copy the checkpoint again."
 
 
 class _Refused(Exception):
@@ -87,13 +114,12 @@ class _Refused(Exception):
 def _quantization(folder: Path, config: Config) -> Config:
     found = config.get("quantization_config") or config.get("compression_config")
     if found:
+        if not isinstance(found, Mapping):
+            raise CheckpointError(f"{folder / 'config.json'}: quantization_config is {short(found)}, no object.")
         return dict(found)
     for name in OWN_FILES:
         if (folder / name).is_file():
-            try:
-                stored = json.loads((folder / name).read_text(encoding="utf-8"))
-            except ValueError as error:
-                raise CheckpointError(f"{folder / name} is no valid JSON ({error}). Is it cut short?") from None
+            stored = read_object(folder / name)
             return {"quant_method": "awq" if "w_bit" in stored else "gptq", **stored}
     raise CheckpointError(
         f"{str(folder)!r} is a float model: its config.json has no quantization_config. "
@@ -144,12 +170,15 @@ def _read_compressed_tensors(config: Config) -> Peer:
     groups = list((config.get("config_groups") or {}).values())
     for group in groups:
         if not isinstance(group, Mapping):
-            raise _Refused(f"its config_groups name a preset, {group!r}, and not what it stands for")
+            raise _Refused(f"its config_groups name a preset, {short(group)}, and not what it stands for")
+        for target in group["targets"]:
+            _check_pattern(target)
         weights = group.get("weights") or {}
         if weights.get("type", "int") != "int" or weights.get("strategy") in ("block", "tensor_group", "attn_head"):
             raise _Refused(
-                f"{group.get('format') or config.get('format')}: weights of type {weights.get('type')!r} with strategy "
-                f"{weights.get('strategy')!r}. Known are integers with one scale for a group, a channel or a tensor"
+                f"{short(group.get('format') or config.get('format'))}: weights of type {weights.get('type')!r} with "
+                f"strategy {weights.get('strategy')!r}. Known are integers with one scale for a group, a channel or a "
+                "tensor"
             )
 
     def group_of(name: str) -> Config:
@@ -157,14 +186,20 @@ def _read_compressed_tensors(config: Config) -> Peer:
 
     def stated(name: str) -> Stated:
         weights = group_of(name).get("weights") or {}
-        return Stated(weights.get("num_bits"), tuple(size for size in [weights.get("group_size")] if size))
+        size = _whole(weights.get("group_size"), "group_size")
+        return Stated(_whole(weights.get("num_bits"), "num_bits"), (size,) if size else ())
 
     def inputs(name: str) -> Inputs | None:
         found = group_of(name).get("input_activations")
         if not found:
             return None
         per_token = found.get("strategy") == "token" and found.get("dynamic") is True
-        return Inputs(found["num_bits"], bool(found["symmetric"]), per_token, found.get("type", "int") == "int")
+        return Inputs(
+            _whole(found["num_bits"], "num_bits") or 0,
+            bool(found["symmetric"]),
+            per_token,
+            found.get("type", "int") == "int",
+        )
 
     made_by = f"compressed-tensors {config['version']}" if config.get("version") else "compressed-tensors"
     has_cache = bool(config.get("kv_cache_scheme"))
@@ -178,8 +213,25 @@ def _ranks(name: str, targets: list[str]) -> set[int]:
     return found | {2} if "Linear" in targets else found
 
 
+def _check_pattern(target: str) -> None:
+    """Raises _Refused if a pattern could take for ever: Python's regular expressions try all ways there are.
+
+    Names of modules have about a hundred characters, so a handful of repetitions is quick, and one within another is
+    not. Patterns that programs write have up to three.
+    """
+    plain = re.sub(r"\\.|\[\^?\]?[^\]]*\]", "x", target)
+    if len(target) > 500 or len(re.findall(r"[*+{]", plain)) > 5 or re.search(r"\)[*+{]", plain):
+        raise _Refused(f"a config group is for layers like {short(target)}, a pattern that could take for ever to try")
+
+
+def _whole(value: Any, name: str) -> int | None:
+    if value is not None and type(value) is not int:
+        raise ValueError(f"{name}={short(value)}")
+    return value
+
+
 def _same(bits: Any, sizes: list[Any]) -> Callable[[str], Stated]:
-    stated = Stated(bits, tuple(size for size in sizes if isinstance(size, int)))
+    stated = Stated(_whole(bits, "bits"), tuple(size for size in sizes if type(size) is int))
     return lambda name: stated
 
 

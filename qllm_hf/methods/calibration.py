@@ -15,6 +15,8 @@ from torch import Tensor
 
 from ..curriculum.tasks import TASKS, training_item
 from ..errors import CalibrationError, ConfigError, MissingExtraError
+from ..files import read_text
+from ..shown import is_cut, short_text
 
 CURRICULUM = "curriculum"
 """The name of the built-in source: texts like those that the reference model was trained on, none of a test."""
@@ -147,10 +149,7 @@ def _checked_ids(ids: Tensor) -> Tensor:
 
 
 def _read_file(path: Path) -> list[str]:
-    try:
-        content = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError:
-        raise CalibrationError(f"{path} is no UTF-8 text. {_HOW}") from None
+    content = read_text(path, error=CalibrationError)
     if path.suffix != ".jsonl":
         return [part for part in content.split("\n\n") if part.strip()]
     texts = []
@@ -159,11 +158,13 @@ def _read_file(path: Path) -> list[str]:
             continue
         try:
             row = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             raise CalibrationError(f"{path}, line {number}: no valid JSON. Is the file cut short?") from None
         if not isinstance(row, dict) or not isinstance(row.get("text"), str):
-            found = ", ".join(row) if isinstance(row, dict) else type(row).__name__
+            found = short_text(", ".join(row)) if isinstance(row, dict) else type(row).__name__
             raise CalibrationError(f"{path}, line {number}: no field 'text' (found: {found}).")
+        if is_cut(row["text"]):
+            raise CalibrationError(f"{path}, line {number}: its text holds half a character, which no tokenizer takes.")
         texts.append(row["text"])
     return texts
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 from typing import Any, Protocol
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ..errors import CheckpointError, ModelError
@@ -136,9 +135,7 @@ class OnDisk(FromDisk):
 
     def finish(self) -> None:
         for index, block in enumerate(self._modules):
-            if not self._work.block_file(index).is_file():
-                raise CheckpointError(f"{self._work.block_file(index)} is missing. Begin again with --restart.")
-            state = load_file(self._work.block_file(index))
+            state = self._work.load_block(index)
             if lost := block.state_dict().keys() - state.keys():
                 raise CheckpointError(f"{self._work.block_file(index)} lacks {sorted(lost)[0]}. Give --restart.")
             for name, tensor in state.items():

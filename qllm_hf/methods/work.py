@@ -6,7 +6,9 @@
     hidden-00004/00000...        what the next block gets, a file for each batch
     float-00004/00000...         and what it gets in the float model, if the method compares the two
 
-A block counts when progress.json says so, and that is written last. Every file appears under its name when it is whole.
+A block counts when progress.json says so, and that is written last. Every file appears under its name when it is whole,
+holds checksums, and says which run and place it belongs to: a run does not go on with what was
+damaged or exchanged meanwhile.
 """
 
 from __future__ import annotations
@@ -15,17 +17,24 @@ import contextlib
 import json
 import re
 import shutil
+import zlib
 from pathlib import Path
 from typing import Any, Literal
 
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from ..checksums import as_metadata
 from ..errors import CheckpointError
+from ..files import check_file, read_bytes
+from ..header import read_header
+from ..safetensors_stream import state_checksums
+from ..shown import short, short_text
+from ..strict_json import parse_object, with_checksum, without_checksum
 from ..whole import whole_file, write_whole
 
 FORMAT = 1
+_PLACE = "qllm_work"
 _PROGRESS = "progress.json"
 SCRATCH = "qllm-offload-"
 """What the names of folders begin with that are removed when a process ends."""
@@ -51,8 +60,13 @@ class Work:
         if restart:
             self.remove()
         self._identity: dict[str, Any] = json.loads(json.dumps(identity))
+        self._run = f"{zlib.crc32(json.dumps(self._identity, sort_keys=True).encode('ascii')):08x}"
         path = folder / _PROGRESS
-        if path.is_file():
+        if folder.exists() and not folder.is_dir():
+            raise CheckpointError(
+                f"{str(folder)!r} is no folder, and a calibration keeps its work there. Move it away."
+            )
+        if path.exists() or path.is_symlink():
             self._read(path)
         elif folder.exists() and not all(_OURS.match(found.name) for found in folder.iterdir()):
             raise CheckpointError(f"{str(folder)!r} is no work folder of a calibration. Move it away.")
@@ -61,10 +75,19 @@ class Work:
 
     def _read(self, path: Path) -> None:
         try:
-            found = json.loads(path.read_text(encoding="utf-8"))
-            identity, self.done, self.notes = dict(found["identity"]), int(found["done"]), dict(found["notes"])
+            found = without_checksum(parse_object(read_bytes(path)))
+            identity, done, notes = found["identity"], found["done"], found["notes"]
+            if found["format"] != FORMAT or type(done) is not int or done < 0:
+                raise ValueError(f"format={short(found['format'])}, done={short(done)}")
+            identity, self.done, self.notes = dict(identity), done, dict(notes)
+        except CheckpointError:
+            raise
+        except FileNotFoundError:
+            raise CheckpointError(f"{path} is a link to nothing. Begin again with --restart.") from None
         except (ValueError, KeyError, TypeError) as error:
-            raise CheckpointError(f"{path} is damaged ({error}). Begin again with --restart.") from None
+            raise CheckpointError(
+                f"{path} is damaged ({short_text(str(error))}). Begin again with --restart."
+            ) from None
         different = sorted(key for key in {*identity, *self._identity} if identity.get(key) != self._identity.get(key))
         if different and self.done:
             raise CheckpointError(
@@ -82,7 +105,7 @@ class Work:
         """Say that the first `done` blocks and the hidden states after them are there."""
         self.done, self.notes = done, notes
         content = {"format": FORMAT, "identity": self._identity, "done": done, "notes": notes}
-        write_whole(self.folder / _PROGRESS, json.dumps(content).encode("utf-8"))
+        write_whole(self.folder / _PROGRESS, json.dumps(with_checksum(content)).encode("utf-8"))
         for old in [*self.folder.glob("hidden-*"), *self.folder.glob("float-*")]:
             if int(old.name.partition("-")[2]) < done:
                 shutil.rmtree(old, ignore_errors=True)
@@ -94,23 +117,21 @@ class Work:
     def save_block(self, index: int, state: dict[str, Tensor]) -> None:
         """Keep a finished block."""
         # a weight that is tied within the block may be stored once only
-        _save({name: tensor.contiguous() for name, tensor in state.items()}, self.block_file(index))
+        self._save({name: tensor.contiguous() for name, tensor in state.items()}, self.block_file(index))
+
+    def load_block(self, index: int) -> dict[str, Tensor]:
+        """A finished block. Raises CheckpointError if it is missing, damaged, or another one."""
+        return self._load(self.block_file(index))
 
     def save_hidden(self, kind: str, index: int, batch: int, hidden: Tensor) -> None:
         """Keep what block `index` gets for one batch."""
         folder = self.folder / f"{kind}-{index:05d}"
         folder.mkdir(exist_ok=True)
-        _save({"hidden": hidden.cpu().contiguous()}, folder / f"{batch:05d}.safetensors")
+        self._save({"hidden": hidden.cpu().contiguous()}, folder / f"{batch:05d}.safetensors")
 
     def load_hidden(self, kind: str, index: int, batch: int) -> Tensor:
         """What block `index` gets for one batch."""
-        path = self.folder / f"{kind}-{index:05d}" / f"{batch:05d}.safetensors"
-        if not path.is_file():
-            raise CheckpointError(f"{path} is missing. Begin again with --restart.")
-        try:
-            return load_file(path)["hidden"]
-        except (SafetensorError, KeyError) as error:
-            raise CheckpointError(f"{path} is damaged ({error}). Begin again with --restart.") from None
+        return self._load(self.folder / f"{kind}-{index:05d}" / f"{batch:05d}.safetensors")["hidden"]
 
     def scratch(self) -> Path:
         """The folder, for what is needed while this process runs; a process that was killed may have left some."""
@@ -126,10 +147,27 @@ class Work:
             (self.folder / _PROGRESS).unlink(missing_ok=True)
         shutil.rmtree(self.folder, ignore_errors=True)
 
+    def _metadata(self, tensors: dict[str, Tensor], path: Path) -> dict[str, str]:
+        """What tells this file from one of another run, another place, or with other numbers."""
+        place = f"{self._run} {path.relative_to(self.folder).as_posix()}"
+        return {_PLACE: place, **as_metadata(state_checksums(tensors))}
 
-def _save(tensors: dict[str, Tensor], path: Path) -> None:
-    with whole_file(path) as partial:
-        save_file(tensors, partial)
+    def _save(self, tensors: dict[str, Tensor], path: Path) -> None:
+        with whole_file(path) as partial:
+            save_file(tensors, partial, metadata=self._metadata(tensors, path))
+
+    def _load(self, path: Path) -> dict[str, Tensor]:
+        try:
+            check_file(path, largest=2**60)
+            _, metadata = read_header(path)
+        except FileNotFoundError:
+            raise CheckpointError(f"{path} is missing. Begin again with --restart.") from None
+        except CheckpointError as error:
+            raise CheckpointError(f"{error} Or begin again with --restart.") from None
+        tensors: dict[str, Tensor] = load_file(path)
+        if metadata != self._metadata(tensors, path):
+            raise CheckpointError(f"{path} is damaged, or of another run. Begin again with --restart.")
+        return tensors
 
 
 class Hidden:

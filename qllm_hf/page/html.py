@@ -5,10 +5,12 @@ from __future__ import annotations
 import html
 from collections.abc import Sequence
 
+from ..shown import printable
+
 
 def text(value: object) -> str:
-    """The value as text that no markup can come from."""
-    return html.escape(str(value), quote=True)
+    """The value as text that no markup can come from, and that can be stored: control characters are written out."""
+    return html.escape(printable(str(value)), quote=True)
 
 
 def table(rows: Sequence[Sequence[str]], *, caption: str = "") -> str:

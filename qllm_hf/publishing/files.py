@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Final
 
 from ..checkpoint import INDEX
+from ..evaluation.lines import read_lines
+from ..files import read_text
 from .benchmarks import FOLDER
 from .card import MadeCard, make_card
 from .frontmatter import CARD
@@ -71,7 +73,10 @@ def pack(model: Quantized, repo: str, results: str | Path | None) -> Package:
     """
     contents, left_out = _choose(model)
     path = model.folder / CARD
-    existing = path.read_text(encoding="utf-8") if path.is_file() else None
+    existing = read_text(path) if path.is_file() else None
+    for name, content in contents.items():
+        if name.endswith(".jsonl") and isinstance(content, Path):
+            read_lines(content, strict=True)
     own = section(existing or "")
     if results is None and own:
         _check_weights(own, model)

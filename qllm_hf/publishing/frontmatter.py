@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+from ..shown import short, short_text
 from .licences import licence_problem
 from .problems import PublishError
 
@@ -33,6 +34,8 @@ OWNED: Final = (
 """Keys that are ours on a card that is already there. `tags` and `model-index` are merged; all others stay."""
 ORDER: Final = ("language", *OWNED, "datasets", "tags")
 INDEX: Final = "model-index"
+_LONGEST: Final = 200_000  # characters: reading YAML takes a second for so many
+_MOST: Final = 50_000
 _BLOCK: Final = re.compile(r"\A\s*---[ \t]*\r?\n(?P<yaml>.*?)(?:\r?\n)?^---[ \t]*(?:\r?\n|\Z)", re.S | re.M)
 _HUB_ID: Final = re.compile(r"[\w.-]+/[\w.-]+")
 _TEXTS: Final = ("license", "license_name", "license_link", "library_name", "pipeline_tag", "base_model_relation")
@@ -57,14 +60,30 @@ def read_card(content: str) -> Card:
     match = _BLOCK.match(content.removeprefix("\ufeff"))
     if match is None:
         return Card({}, content)
+    if len(match["yaml"]) > _LONGEST:
+        raise PublishError(
+            f"the block at the top of the card has {len(match['yaml'])} characters, and {_LONGEST} may be."
+        )
     try:
         front = yaml.safe_load(match["yaml"]) or {}
-    except yaml.YAMLError as error:
-        first = str(error).split("\n")[0]
+        _check_size(front)
+    except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:  # dates and numbers that are none, too
+        first = short_text(str(error).split("\n")[0])
         raise PublishError(f"the block at the top of the card is no YAML ({first}). Repair it by hand.") from None
     if not isinstance(front, dict):
         raise PublishError(f"the block at the top of the card holds a {type(front).__name__}, not keys and values.")
     return Card(front, content.removeprefix("\ufeff")[match.end() :])
+
+
+def _check_size(front: Any) -> None:
+    """Raises ValueError if a block holds more than fits on a card: names for parts make few letters stand for many."""
+    waiting, count = [front], 0
+    while waiting:
+        found = waiting.pop()
+        count += 1
+        if count > _MOST:
+            raise ValueError(f"it stands for more than {_MOST} values")
+        waiting.extend(found.values() if isinstance(found, dict) else found if isinstance(found, list | set) else ())
 
 
 def write_card(card: Card) -> str:
@@ -95,15 +114,15 @@ def _problems(front: Mapping[str, Any]) -> Iterator[str]:
             yield f"{key} is missing"
     for key in _TEXTS:
         if key in front and not isinstance(front[key], str):
-            yield f"{key} is {front[key]!r}, not a text"
+            yield f"{key} is {short(front[key])}, not a text"
     if isinstance(front.get("license"), str) and (problem := licence_problem(front)):
         yield problem
     for base in _listed(front.get("base_model")):
         if not isinstance(base, str) or not _HUB_ID.fullmatch(base):
-            yield f"base_model {base!r} is no id on the Hub (owner/name)"
+            yield f"base_model {short(base)} is no id on the Hub (owner/name)"
     for key in ("tags", "language", "datasets"):
         if not all(isinstance(each, str) and each for each in _listed(front.get(key))):
-            yield f"{key} is {front[key]!r}, not a list of words"
+            yield f"{key} is {short(front[key])}, not a list of words"
     for model in _listed(front.get(INDEX)):
         yield from _index_problems(model)
 
@@ -113,7 +132,7 @@ def _index_problems(model: Any) -> Iterator[str]:
         for result in model["results"]:
             name = result["dataset"]["name"]
             if not (result["task"]["type"] and result["dataset"]["type"] and name and result["metrics"]):
-                yield f"a result of {INDEX} says too little: {result}"
+                yield f"a result of {INDEX} says too little: {short(result)}"
             for metric in result["metrics"]:
                 if not metric["type"] or isinstance(metric["value"], bool):
                     yield f"a metric of {name} in {INDEX} has no type or no number"

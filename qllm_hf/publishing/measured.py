@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
+from ..evaluation.lines import readable_line
 from ..evaluation.record import Record
 from ..results import BASELINE, Results, read_results
 from .base import Base
@@ -51,7 +51,7 @@ def read_measured(folder: str | Path, model: Quantized, base: Base) -> Measured:
         PublishError: they are of another base model, of other schemes, or of other options of the same scheme.
         CheckpointError: there are none, or they cannot be read.
     """
-    results = read_results(folder)
+    results = read_results(folder, strict=True)
     of_base = results.revision == base.revision if base.revision else results.model == base.name
     if not of_base and results.revision != model.revision:
         raise PublishError(
@@ -76,8 +76,7 @@ def read_measured(folder: str | Path, model: Quantized, base: Base) -> Measured:
 
 def evidence(measured: Measured) -> bytes:
     """The records as lines of JSON. Of a folder only its name is said: whole paths are nobody's business."""
-    lines = [json.dumps(_public(record).to_json(), ensure_ascii=False) for record in measured.results.records]
-    return "".join(line + "\n" for line in lines).encode("utf-8")
+    return b"".join(readable_line(_public(record).to_json()) for record in measured.results.records)
 
 
 def _public(record: Record) -> Record:

@@ -223,7 +223,7 @@ def _values(text: str) -> Mapping[str, Any]:
     try:
         entries = yaml.safe_load(text) or []
         return {f"{each['dataset']['id']}, {each['dataset']['task_id']}": each["value"] for each in entries}
-    except (yaml.YAMLError, KeyError, TypeError):
+    except (yaml.YAMLError, KeyError, TypeError, ValueError, RecursionError):
         return {}
 
 

@@ -15,6 +15,7 @@ from ..config import QllmConfig
 from ..errors import CheckpointError
 from ..evaluation.provenance import revision_of
 from ..loading import check_stored, config_dict, model_on_meta, quantization_of
+from ..preflight import check_config
 from ..reporting.model import plan_report
 from ..reporting.values import Report
 from .problems import PublishError
@@ -89,6 +90,7 @@ def read_quantized(folder: str | Path) -> Quantized:
         raise PublishError(
             f"{str(folder)!r} holds a float model. Quantize it first: qllm-hf quantize {folder} --scheme W4KV8 -o DIR"
         )
+    check_config(checkpoint)
     shapes = model_on_meta(str(path))
     check_stored(shapes, config, checkpoint)
     return Quantized(

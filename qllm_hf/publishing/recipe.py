@@ -9,6 +9,7 @@ Only names are kept of folders, never whole paths: the file is published with th
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,7 +18,11 @@ from typing import Any, Final, Literal
 from ..builtin import BUILTIN
 from ..errors import CheckpointError
 from ..evaluation.provenance import revision_of, versions
+from ..files import read_bytes, read_text
 from ..loading import local_folder
+from ..shown import printable, short, short_text
+from ..strict_json import parse_object
+from ..typed import made_of
 from .frontmatter import CARD, INHERITED, read_card
 from .problems import PublishError
 
@@ -76,14 +81,26 @@ def read_recipe(folder: Path) -> Recipe | None:
     if not path.is_file():
         return None
     try:
-        stored = json.loads(path.read_text(encoding="utf-8"))
+        stored = parse_object(read_bytes(path))
         if stored.pop("format") > FORMAT:
             raise CheckpointError(f"{path} was written by a newer qllm_hf. Run: pip install --upgrade qllm-hf")
-        return Recipe(**{**stored, "command": tuple(stored["command"])})
+        recipe = made_of(Recipe, {**stored, "command": tuple(stored["command"])})
+        _check(recipe)
+        return recipe
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         if isinstance(error, CheckpointError):
             raise
-        raise CheckpointError(f"{path} is damaged ({error}). Delete it, or quantize again.") from None
+        raise CheckpointError(f"{path} is damaged ({short_text(str(error))}). Delete it, or quantize again.") from None
+
+
+def _check(recipe: Recipe) -> None:
+    """Raises ValueError if a card could not show this: a line feed would end the block that a command stands in."""
+    texts = [recipe.base, *recipe.command, *recipe.versions, *recipe.versions.values()]
+    hidden = next((text for text in texts if printable(text) != text or "\n" in text), None)
+    if hidden is not None:
+        raise ValueError(f"{short(hidden)} holds control characters")
+    if not re.fullmatch(r"[\w:.-]*", recipe.revision, re.ASCII):
+        raise ValueError(f"revision={short(recipe.revision)}")
 
 
 def inherited(folder: Path) -> dict[str, Any]:
@@ -92,8 +109,8 @@ def inherited(folder: Path) -> dict[str, Any]:
     A damaged card is no reason to fail: this is asked when a model was quantized, after hours of work.
     """
     try:
-        return keep_inherited(read_card((folder / CARD).read_text(encoding="utf-8")).front)
-    except (OSError, UnicodeDecodeError, PublishError):
+        return keep_inherited(read_card(read_text(folder / CARD)).front)
+    except (OSError, CheckpointError, PublishError):
         return {}
 
 

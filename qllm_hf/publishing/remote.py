@@ -8,8 +8,10 @@ from hashlib import sha1
 from pathlib import Path
 from typing import Any
 
+from ..files import read_text as read_file
 from .files import Content
 from .hub import explained, retried
+from .problems import PublishError
 from .quantized import sha256_of
 
 GIT_ATTRIBUTES = ".gitattributes"
@@ -73,7 +75,7 @@ def read_files(api: Any, repo: str, revision: str) -> dict[str, RemoteFile]:
 def read_text(api: Any, repo: str, revision: str, path: str) -> str:
     """A text file of a commit."""
     with explained(path, repo):
-        return Path(retried(api.hf_hub_download, repo, path, revision=revision)).read_text(encoding="utf-8")
+        return read_file(Path(retried(api.hf_hub_download, repo, path, revision=revision)), error=PublishError)
 
 
 def is_same(content: Content, remote: RemoteFile) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 from typing import Final
@@ -10,10 +11,11 @@ from ..builtin import BUILTIN
 from ..method import RTN
 from ..reporting.text import bytes_text
 from ..scheme import FLOAT_BITS
+from ..shown import printable
 from .base import Base
 from .measured import Measured
 from .quantized import Quantized
-from .tables import PARTIAL_MARK, ability_table, file_table, markdown, scheme_table, size_table, task_table
+from .tables import PARTIAL_MARK, ability_table, file_table, markdown, plain, scheme_table, size_table, task_table
 
 _NAME_LINE: Final = re.compile(r'^name = ".*"(?=  # )', re.M)
 _PROMPT: Final = "Once upon a time"
@@ -23,7 +25,7 @@ _VERSIONS: Final = ("qllm_hf", "transformers", "torch", "python")
 def sections(model: Quantized, base: Base, measured: Measured | None, name: str) -> dict[str, str]:
     """{placeholder of card.md: its text}; an empty text leaves the section out."""
     return {
-        "title": f"{base.name.rpartition('/')[2]}, quantized to {model.scheme}",
+        "title": f"{plain(base.name.rpartition('/')[2])}, quantized to {model.scheme}",
         "summary": _summary(model, base),
         "usage": _usage(model, name),
         "sizes": _sizes(model),
@@ -42,7 +44,7 @@ def renamed(text: str, name: str) -> str:
 def _summary(model: Quantized, base: Base) -> str:
     report, scheme = model.report, model.config.scheme
     kinds = (("weights", scheme.w), ("activations", scheme.a), ("keys and values", scheme.kv))
-    what = f"[{base.id}](https://huggingface.co/{base.id})" if base.id else f"the model {base.name}"
+    what = f"[{base.id}](https://huggingface.co/{base.id})" if base.id else f"the model {plain(base.name)}"
     if base.name in BUILTIN:
         what += ", which comes with qllm_hf,"
     bits = ", ".join(f"{kind} at {count} bits" for kind, count in kinds if count < FLOAT_BITS)
@@ -51,7 +53,8 @@ def _summary(model: Quantized, base: Base) -> str:
         return text + "The weights are those of the base model."
     how = "by rounding to nearest" if model.config.method == RTN else f"by the method {model.config.method}"
     if model.config.imported:
-        how = "by {made_by} and taken over from its {quant_method} checkpoint".format_map(model.config.imported)
+        said = {key: plain(str(value)) for key, value in model.config.imported.items()}
+        how = "by {made_by} and taken over from its {quant_method} checkpoint".format_map(said)
     return (
         f"{text}Codes were chosen {how}. The weights take {bytes_text(report.parameter_bytes_after)} instead of "
         f"{bytes_text(report.parameter_bytes_before)}: {report.bits_per_weight:.2f} bits for a quantized one, with its "
@@ -65,7 +68,7 @@ def _usage(model: Quantized, name: str) -> str:
         "import qllm_hf  # pip install qllm-hf; it teaches transformers this format",
         "from transformers import AutoModelForCausalLM" + (", AutoTokenizer" if model.has_tokenizer else ""),
         "",
-        f'name = "{name}"  # on the Hub, or a folder',
+        f"name = {json.dumps(name, ensure_ascii=False)}  # on the Hub, or a folder",
         "model = AutoModelForCausalLM.from_pretrained(name)",
     ]
     if model.has_tokenizer:
@@ -77,7 +80,7 @@ def _usage(model: Quantized, name: str) -> str:
         ]
     lines.append("print(qllm_hf.report(model))")
     code = "\n".join(lines)
-    return f'```python\n{code}\n```\n\nOr: `qllm-hf generate {name} "{_PROMPT}"`'
+    return f'```python\n{code}\n```\n\nOr: `qllm-hf generate {shlex.quote(name)} "{_PROMPT}"`'
 
 
 def _sizes(model: Quantized) -> str:
@@ -154,7 +157,7 @@ def _limits(model: Quantized, measured: Measured | None) -> str:
 
 def _code(pattern: str) -> str:
     """A name of tensors as code; what is no name ("of LlamaRMSNorm") as text."""
-    return pattern if " " in pattern else f"`{pattern}`"
+    return plain(pattern) if " " in pattern else f"`{printable(pattern).replace(chr(96), chr(39))}`"
 
 
 def _made(model: Quantized, base: Base) -> str:
@@ -165,13 +168,14 @@ def _made(model: Quantized, base: Base) -> str:
     else:
         parts.append(f"```bash\n{shlex.join(recipe.command)}\n```")
     revision = base.revision or "not known"
-    facts = [["base model", f"{base.name}, revision `{revision}`"]]
+    facts = [["base model", f"{plain(base.name)}, revision `{revision}`"]]
     if recipe is not None:
-        facts += [[name, recipe.versions[name]] for name in _VERSIONS if name in recipe.versions]
+        facts += [[name, plain(recipe.versions[name])] for name in _VERSIONS if name in recipe.versions]
     if imported := model.config.imported:
-        facts.append(["imported from", "{quant_method}, made by {made_by}".format_map(imported)])
+        said = {key: plain(str(value)) for key, value in imported.items()}
+        facts.append(["imported from", "{quant_method}, made by {made_by}".format_map(said)])
     elif seen := (model.config.calibration if isinstance(model.config.calibration, dict) else None):
-        text = f"{seen.get('source')}, {seen.get('samples')} x {seen.get('seqlen')} tokens"
-        facts.append(["calibration", f"{text}, digest `{seen.get('digest')}`"])
+        text = f"{plain(str(seen.get('source')))}, {seen.get('samples')} x {seen.get('seqlen')} tokens"
+        facts.append(["calibration", f"{text}, digest {_code(str(seen.get('digest')))}"])
     parts += [markdown([["", ""], *facts], "ll"), file_table(model)]
     return "\n\n".join(parts)

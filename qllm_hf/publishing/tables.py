@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Sequence
 
 from ..evaluation.record import ABILITIES, Record, ability_scores
@@ -11,6 +12,7 @@ from ..evaluation.statistics import Estimate
 from ..reporting.text import bytes_text
 from ..reporting.values import Report
 from ..results import BASELINE, Change, Size
+from ..shown import printable
 from .measured import Measured
 from .quantized import Quantized
 
@@ -21,7 +23,17 @@ _NAMES = {
     "dialogue": "dialogue",
     "long": "long",
 }
+_ACTS = re.compile(r"[\\`*<>\[\]]")
 PARTIAL_MARK = "\\*"
+
+
+def plain(text: str) -> str:
+    r"""A name from elsewhere as text of a card: what would be HTML, a link or code is written out.
+
+    >>> print(plain("a_<b>[c]"))
+    a_\<b\>\[c\]
+    """
+    return _ACTS.sub(r"\\\g<0>", printable(text).replace("\n", " "))
 
 
 def markdown(rows: Sequence[Sequence[str]], align: str) -> str:

@@ -28,7 +28,7 @@ def merge(parts: Sequence[Path], out: Path) -> Results:
             something already. Nothing is written then.
     """
     _check_new(out)
-    found = [read_results(part) for part in parts]
+    found = [read_results(part, strict=True) for part in parts]
     _check_models(found)
     chosen = _chosen(found)
     _check_questions(chosen)

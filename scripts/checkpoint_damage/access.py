@@ -10,14 +10,6 @@ from typing import Any
 
 Damage = Callable[[random.Random, Path], None]
 INDEX = "model.safetensors.index.json"
-DEEP = "[" * 100_000 + "]" * 100_000
-RAW_VALUES = (
-    "null", "true", "false", "0", "1", "-1", "2", "3", "7", "16", "2147483648", "9223372036854775807", "1e308", "1e999",
-    "-0.5", "NaN", "Infinity", '""', '"x"', '"../../etc/passwd"', '"a\\u0000b"', '"\\ud800"', "[]", "{}", "[[]]",
-    "[1, 2]", '{"a": 1}', "1" + "0" * 400, "1" + "0" * 5000, '"' + "x" * 100_000 + '"', DEEP, '["float32"]',
-    "1000000000",
-)  # fmt: skip
-"""JSON texts that may stand where another one is expected."""
 
 
 def shards(folder: Path) -> list[Path]:
@@ -46,9 +38,3 @@ def holding(rng: random.Random, folder: Path, ending: str) -> tuple[Path, dict[s
     path = rng.choice(found)
     header, data = split(path)
     return path, header, data, rng.choice(names(header, ending))
-
-
-def flip(path: Path, place: int, bit: int) -> None:
-    raw = bytearray(path.read_bytes())
-    raw[place] ^= 1 << bit
-    path.write_bytes(raw)

@@ -7,18 +7,22 @@ import random
 import shutil
 from pathlib import Path
 
-from .access import DEEP, shards
+from file_damage import whole
+from file_damage.values import DEEP
+
+from .access import shards
+
+
+def _any(rng: random.Random, folder: Path) -> Path:
+    return rng.choice([*shards(folder), *folder.glob("*.json")])
 
 
 def cut(rng: random.Random, folder: Path) -> None:
-    path = rng.choice([*shards(folder), *folder.glob("*.json")])
-    raw = path.read_bytes()
-    path.write_bytes(raw[: rng.choice([0, 1, 7, 8, 9, rng.randrange(len(raw)), len(raw) - 1])])
+    whole.cut(rng, _any(rng, folder))
 
 
 def grow(rng: random.Random, folder: Path) -> None:
-    path = rng.choice([*shards(folder), *folder.glob("*.json")])
-    path.write_bytes(path.read_bytes() + rng.choice([b"\0", b" x", b"}", bytes(1000)]))
+    whole.grow(rng, _any(rng, folder))
 
 
 def exchange(rng: random.Random, folder: Path) -> None:
@@ -37,22 +41,7 @@ def copy_over(rng: random.Random, folder: Path) -> None:
 
 def no_file(rng: random.Random, folder: Path) -> None:
     """A pipe, a folder, a link or nothing in the place of a file."""
-    path = rng.choice([*shards(folder), *folder.glob("*.json")])
-    kept = folder.parent / "elsewhere"
-    path.rename(kept)
-    match rng.randrange(6):
-        case 0:
-            os.mkfifo(path)
-        case 1:
-            path.mkdir()
-        case 2:
-            path.symlink_to(path)
-        case 3:
-            path.symlink_to("/dev/zero")
-        case 4:
-            path.symlink_to(kept)
-        case _:
-            pass
+    whole.no_file(rng, _any(rng, folder), folder.parent / "elsewhere")
 
 
 def beside(rng: random.Random, folder: Path) -> None:

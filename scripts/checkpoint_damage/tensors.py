@@ -8,7 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from .access import DEEP, RAW_VALUES, Damage, flip, holding, join, names, shards, split
+from file_damage.values import DEEP, RAW_VALUES, flip
+
+from .access import Damage, holding, join, names, shards, split
 
 
 def in_entry(change: Callable[[random.Random, dict[str, Any]], None]) -> Damage:

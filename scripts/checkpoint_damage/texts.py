@@ -7,7 +7,10 @@ import random
 import shutil
 from pathlib import Path
 
-from .access import DEEP, INDEX, RAW_VALUES, Damage, flip
+from file_damage.structured import change_value
+from file_damage.whole import change_bytes
+
+from .access import INDEX, Damage
 
 
 def change_index(rng: random.Random, folder: Path) -> None:
@@ -41,45 +44,11 @@ def change_index(rng: random.Random, folder: Path) -> None:
 
 def in_text(file: str) -> Damage:
     """Change one value of a JSON file, wherever it is, into something that may not stand there."""
-
-    def damage(rng: random.Random, folder: Path) -> None:
-        path = folder / file
-        found = json.loads(path.read_text())
-        place = found
-        while True:
-            key = rng.choice(sorted(place))
-            if not isinstance(place[key], dict) or not place[key] or rng.random() < 0.1:
-                break
-            place = place[key]
-        if rng.random() < 0.1:
-            del place[key]
-            path.write_text(json.dumps(found))
-            return
-        place[key] = "@here@"
-        path.write_text(json.dumps(found).replace('"@here@"', rng.choice(RAW_VALUES), 1))
-
-    return damage
+    return lambda rng, folder: change_value(rng, folder / file)
 
 
 def in_bytes(file: str) -> Damage:
-    def damage(rng: random.Random, folder: Path) -> None:
-        path = folder / file
-        raw = path.read_bytes()
-        place = rng.randrange(len(raw))
-        match rng.randrange(5):
-            case 0:
-                path.write_bytes(raw[:place] + rng.choice([b"\xff", b"\0", b'"', b"{", DEEP.encode()]) + raw[place:])
-            case 1:
-                path.write_bytes(rng.choice([b"\xef\xbb\xbf" + raw, raw.decode().encode("utf-16"), raw * 2]))
-            case 2:
-                key = rng.choice(sorted(json.loads(raw))).encode()
-                path.write_bytes(raw.rstrip()[:-1] + b', "' + key + b'": 1}')
-            case 3:
-                path.write_bytes(raw.rstrip()[:-1] + b', "x": ' + rng.choice(RAW_VALUES).encode() + b"}")
-            case _:
-                flip(path, place, rng.randrange(8))
-
-    return damage
+    return lambda rng, folder: change_bytes(rng, folder / file)
 
 
 _ADDED = (

@@ -274,6 +274,7 @@ def test_lm_eval_knows_it_by_name(stories, shared):
     assert values["KV2"] > values["FP16"] + 0.5
 
 
+@pytest.mark.filterwarnings("ignore:.*is damaged in line")
 def test_journal_ignores_a_torn_line(tmp_path):
     journal = Journal(tmp_path)
     from qllm_hf.evaluation.answers import Answered

@@ -71,17 +71,19 @@ def test_what_does_not_count_is_left_out():
 
 numbers = st.floats(allow_nan=False, allow_infinity=False)
 words = st.text(max_size=8)
+names = st.from_regex(r"[A-Za-z0-9_][A-Za-z0-9_.+,-]{0,8}", fullmatch=True)
+parts = st.floats(0, 1)
 records = st.builds(
     Record,
-    scheme=words,
+    scheme=names,
     ability=st.sampled_from(ABILITIES),
-    task=words,
-    metric=words,
-    value=numbers,
-    stderr=numbers | st.just(math.nan),
-    items=st.integers(0, 10**6),
-    chance=st.none() | numbers,
-    best=numbers,
+    task=names,
+    metric=names,
+    value=parts,
+    stderr=parts | st.just(math.nan),
+    items=st.integers(1, 10**6),
+    chance=st.none() | st.floats(0, 0.9),
+    best=st.floats(1, 100),
     in_ability=st.booleans(),
     model=words,
     revision=words,
@@ -90,7 +92,7 @@ records = st.builds(
     limit=st.none() | st.integers(2, 100),
     shots=st.integers(0, 10),
     chat=st.booleans(),
-    answered=numbers,
+    answered=parts,
     cut=st.integers(0, 10),
     details=st.dictionaries(words, numbers, max_size=3),
     data=st.dictionaries(words, words, max_size=2),

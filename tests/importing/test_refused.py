@@ -61,6 +61,13 @@ def quantization(**changes: object) -> Callable[[dict], None]:
     return lambda stored: stored["quantization_config"].update(changes)
 
 
+def targets(*patterns: object) -> Callable[[dict], None]:
+    """One group of a compressed-tensors config, for layers of other names."""
+    groups = ct_config(8, strategy="channel", symmetric=False, form="int-quantized")["config_groups"]
+    groups["group_0"]["targets"] = list(patterns)
+    return quantization(config_groups=groups)
+
+
 @pytest.mark.parametrize(
     ("name", "change", "parts"),
     [
@@ -83,6 +90,14 @@ def quantization(**changes: object) -> Callable[[dict], None]:
             ["'block'"],
         ),
         ("int-quantized", quantization(config_groups={"W8A16": ["Linear"]}), ["preset"]),
+        ("int-quantized", targets("re:(.*a)*b"), ["could take for ever"]),
+        ("int-quantized", targets("re:" + ".*" * 6), ["could take for ever"]),
+        ("int-quantized", targets("re:("), ["config.json is damaged"]),
+        ("int-quantized", targets(3), ["config.json is damaged"]),
+        ("awq", quantization(bits="4"), ["config.json is damaged", "bits='4'"]),
+        ("gptq symmetric", quantization(dynamic=[1]), ["config.json is damaged"]),
+        ("gptq symmetric", lambda stored: stored.update(quantization_config=["x"]), ["no object"]),
+        ("gptq symmetric", lambda stored: stored.update(num_hidden_layers=10**9), ["num_hidden_layers=1000000000"]),
     ],
     ids=lambda value: value if isinstance(value, str) else None,
 )

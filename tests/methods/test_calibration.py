@@ -203,7 +203,7 @@ def test_a_line_that_holds_no_text_is_named(tokenizer, tmp_path, line, match):
 def test_a_file_in_another_encoding_is_refused(tokenizer, tmp_path):
     path = tmp_path / "old.txt"
     path.write_bytes("Übung macht den Meister".encode("latin-1"))
-    refused("no UTF-8 text", path, tokenizer)
+    refused("line 1: byte 0xdc is no UTF-8", path, tokenizer)
 
 
 @pytest.mark.parametrize(

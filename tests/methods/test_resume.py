@@ -213,7 +213,7 @@ def test_a_missing_block_is_named(floats, stopped):
 def test_a_half_written_file_never_counts(floats, tmp_path, stop_at, monkeypatch):
     from qllm_hf.methods import work as module
 
-    def cut(tensors, path):
+    def cut(tensors, path, metadata):
         Path(path).write_bytes(b"half")
         raise Stopped
 
@@ -271,3 +271,24 @@ def test_a_device_that_is_not_there_is_refused_before_work_begins(floats, tmp_pa
     with pytest.raises(ConfigError, match=r"there is no device .* Give --device-map cpu"):
         quantize_streamed(str(floats / "llama"), config, calibration("llama"), tmp_path / "work", device=device_map)
     assert not (tmp_path / "work").exists()
+
+
+def test_what_was_damaged_meanwhile_is_found(floats, stopped):
+    """A flipped bit, a file of another place, another number of blocks: the run would go on with something else."""
+    for name in ("block-00000.safetensors", "hidden-00001/00000.safetensors", "progress.json"):
+        whole = (stopped / name).read_bytes()
+        damaged = whole[:-5] + bytes([whole[-5] ^ 1]) + whole[-4:]
+        if name == "progress.json":
+            damaged = whole.replace(b'"done": 1', b'"done": 2')
+        (stopped / name).write_bytes(damaged)
+        with pytest.raises(CheckpointError, match=rf"{Path(name).name} is damaged.*Begin again"):
+            start(floats, "llama", stopped)
+        (stopped / name).write_bytes(whole)
+    work = Work(stopped, json.loads((stopped / "progress.json").read_text())["identity"])
+    work.load_block(0)
+    shutil.copyfile(work.block_file(0), work.block_file(1))
+    with pytest.raises(CheckpointError, match=r"block-00001\.safetensors is damaged, or of another run"):
+        work.load_block(1)
+    with pytest.raises(CheckpointError, match=r"block-00002\.safetensors is missing"):
+        work.load_block(2)
+    assert start(floats, "llama", stopped)

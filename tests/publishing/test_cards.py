@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import copy
+import json
+from itertools import pairwise
 
 import pytest
 from huggingface_hub import ModelCard
 from hypothesis import given
 from hypothesis import strategies as st
 
+from qllm_hf.errors import CheckpointError
 from qllm_hf.publishing.frontmatter import Card, check_front, read_card, write_card
 from qllm_hf.publishing.licences import choose_licence
 from qllm_hf.publishing.merge import BEGIN, END, merge_cards, section
 from qllm_hf.publishing.model_index import changed_results, merge_index
 from qllm_hf.publishing.problems import PublishError
-from qllm_hf.publishing.tables import markdown
+from qllm_hf.publishing.recipe import RECIPE, read_recipe
+from qllm_hf.publishing.tables import markdown, plain
 
 WORDS = st.text(st.characters(codec="utf-8", exclude_categories=("C",)), max_size=20)
 FRONT = st.dictionaries(
@@ -157,3 +161,38 @@ def test_licence_of_the_card_or_of_the_user():
 
 def test_cells_cannot_break_a_table():
     assert markdown([["a"], ["b|c"]], "l") == "| a |\n|:--|\n| b\\|c |"
+
+
+@pytest.mark.parametrize(
+    "block",
+    [
+        "a: &a [x, x, x, x, x, x, x, x]\n"
+        + "".join(f"{new}: &{new} [{', '.join([f'*{old}'] * 9)}]\n" for old, new in pairwise("abcdefghi")),
+        "a: &a [*a]\n",
+        "a: 2001-99-99\n",
+        "a: " + "[" * 2000 + "]" * 2000 + "\n",
+        "a: " + "x" * 300_000 + "\n",
+    ],
+    ids=["letters for billions", "itself", "no date", "deep", "long"],
+)
+def test_a_block_that_is_made_to_do_harm(block):
+    with pytest.raises(PublishError, match="block at the top of the card"):
+        read_card(f"---\n{block}---\ntext")
+
+
+def test_a_name_is_no_markup():
+    assert plain("a_b-1.2") == "a_b-1.2"
+    assert plain("<script>`[x](y)\n\x1b") == r"\<script\>\`\[x\](y) \\x1b"
+
+
+@pytest.mark.parametrize(
+    "values",
+    [{"command": ["a\n```"]}, {"base": "\x1b[31m"}, {"revision": "`x`"}, {"versions": {"torch": 2}}, {"more": 1}],
+)
+def test_a_recipe_that_a_card_could_not_show(tmp_path, values):
+    recipe = {"format": 1, "base": "b", "kind": "folder", "revision": "r:1", "card": {}, "command": [], "versions": {}}
+    (tmp_path / RECIPE).write_text(json.dumps(recipe))
+    assert read_recipe(tmp_path).base == "b"
+    (tmp_path / RECIPE).write_text(json.dumps({**recipe, **values}))
+    with pytest.raises(CheckpointError, match=rf"{RECIPE} is damaged"):
+        read_recipe(tmp_path)

@@ -68,6 +68,7 @@ def _read(path: Path) -> dict[str, str]:
     """{key: judgement} of the whole lines of a file; of two judgements of one key the first, which was used first."""
     known: dict[str, str] = {}
     for row in read_lines(path):
-        if _KEY in row and _JUDGEMENT in row:
-            known.setdefault(str(row[_KEY]), str(row[_JUDGEMENT]))
+        key, judgement = row.get(_KEY), row.get(_JUDGEMENT)
+        if isinstance(key, str) and isinstance(judgement, str):
+            known.setdefault(key, judgement)
     return known

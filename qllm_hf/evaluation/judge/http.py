@@ -21,6 +21,7 @@ from datetime import datetime, timezone
 from typing import Any, Final
 
 from ...errors import ConfigError, JudgeError
+from ...shown import printable
 from .judge import MAX_TOKENS, TEMPERATURE, Messages
 
 LONGEST_WAIT: Final = 600.0
@@ -140,7 +141,7 @@ class HttpJudge:
             request.add_unredirected_header("Authorization", f"Bearer {key}")
         try:
             with self._opener.open(request, timeout=self.timeout) as response:
-                answer = response.read(_LARGEST_ANSWER)
+                answer = _read(response, self.timeout)
         except urllib.error.HTTPError as error:
             with error:
                 raise self._refusal(error, key) from None
@@ -221,12 +222,23 @@ def _endpoint(url: str) -> str:
     return urllib.parse.urlunsplit((parts.scheme, parts.netloc, path, "", ""))
 
 
+def _read(response: http.client.HTTPResponse, seconds: float) -> bytes:
+    """The body of an answer. A server that sends a byte now and then is waited for no longer than a silent one."""
+    until, pieces, left = time.monotonic() + seconds, [], _LARGEST_ANSWER
+    while left and (piece := response.read1(min(left, 2**16))):
+        pieces.append(piece)
+        left -= len(piece)
+        if time.monotonic() > until:
+            raise TimeoutError
+    return b"".join(pieces)
+
+
 def _judgement(answer: bytes) -> str:
     """The text in an answer; empty where the model wrote nothing, or only thought."""
     try:
         message = json.loads(answer)["choices"][0]["message"]
         content = message.get("content")
-    except (ValueError, LookupError, TypeError, AttributeError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         start = answer[:200].decode("utf-8", errors="replace")
         raise _MayPass(f"an answer without choices[0].message: {start!r}") from error
     if content is None:
@@ -246,11 +258,11 @@ def _said(error: urllib.error.HTTPError, key: str) -> str:
         found = json.loads(text)
         inner = found.get("error", found.get("detail", text))
         text = str(inner.get("message", inner) if isinstance(inner, dict) else inner)
-    except (ValueError, AttributeError):
+    except (ValueError, AttributeError, RecursionError):
         pass
     if key:
         text = text.replace(key, "***")
-    text = " ".join(text.split())[:300]
+    text = printable(" ".join(text.split())[:300])
     return f" ({text})" if text else ""
 
 
@@ -262,7 +274,7 @@ def _retry_after(value: str | None) -> float | None:
         return float(value)
     try:
         until = email.utils.parsedate_to_datetime(value)
-    except ValueError:
+    except (ValueError, OverflowError, TypeError):
         return None
     if until.tzinfo is None:
         until = until.replace(tzinfo=timezone.utc)

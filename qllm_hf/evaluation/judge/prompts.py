@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from ...errors import ConfigError
+from ...files import read_text
+from ...shown import is_cut, short_text
 from .judge import Messages
 
 _FIRST: Final = ("question", "answer")
@@ -71,16 +73,19 @@ def read_prompts(path: str | Path) -> JudgePrompts:
             in its place, or does not show the answer that it is to judge.
     """
     try:
-        lines = Path(path).read_text(encoding="utf-8").split("\n")
+        lines = read_text(Path(path), error=ConfigError).split("\n")
         rows = [json.loads(line) for line in lines if line.strip()]
         found = {
             row["name"]: JudgePrompt(row["system_prompt"], row["prompt_template"]) for row in rows if _is_ours(row)
         }
+    except ConfigError as error:
+        raise ConfigError(f"judge prompts: {error}") from None
     except OSError as error:
         raise ConfigError(f"judge prompts {str(path)!r} cannot be read: {error.strerror or error}.") from error
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ConfigError(
-            f"judge prompts {str(path)!r} are no JSON lines with name, system_prompt and prompt_template: {error}."
+            f"judge prompts {str(path)!r} are no JSON lines with name, system_prompt and prompt_template: "
+            f"{short_text(str(error))}."
         ) from error
     missing = [name for name in FIELDS if name not in found]
     if missing:
@@ -97,7 +102,7 @@ def _is_ours(row: object) -> bool:
 
 
 def _check(name: str, prompt: JudgePrompt, path: str | Path) -> None:
-    if not all(isinstance(part, str) for part in prompt):
+    if not all(isinstance(part, str) and not is_cut(part) for part in prompt):
         raise ConfigError(f"judge prompts {str(path)!r}: {name} holds something else than text.")
     used, known = set(_FIELD.findall(prompt.template)), FIELDS[name]
     allowed = ", ".join(f"{{{field}}}" for field in known)

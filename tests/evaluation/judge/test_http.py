@@ -297,6 +297,7 @@ def nonsense(handler):
         (200, {}),
         (200, []),
         (200, {"choices": []}),
+        (200, b"[" * 100_000 + b"]" * 100_000),
         (200, {"choices": [{"message": "[[7]]"}]}),
         (200, {"choices": None}),
         (200, said([{"type": "text"}])),
