@@ -17,7 +17,8 @@ from qllm_hf.builtin import reference_model
 from qllm_hf.errors import ConfigError, MissingExtraError
 from qllm_hf.loading import load_model, load_tokenizer
 from qllm_hf.serving import server as module
-from qllm_hf.serving.limits import Gate, Limits
+from qllm_hf.serving.gate import Gate
+from qllm_hf.serving.limits import Limits
 from qllm_hf.serving.running import hush, load_server, name_of, serving
 from qllm_hf.serving.server import Engine, address_of, listen, make_server
 
