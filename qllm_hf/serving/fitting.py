@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
-from .batched import cancel
+from .batched import cancel, drop_outputs_of_nobody
 from .caller import TOLD, Caller, Reason, current
 from .faults import RefusedError
 from .sampling import check_sampling
@@ -67,6 +67,7 @@ class Fitting:
         """As the manager's own: the first request sets the engine up. Raises RefusedError (400) if it must not."""
         check_sampling(gen_config, model)
         self.manager.init_cb(model, gen_config)
+        drop_outputs_of_nobody(self.manager)
 
     def generate_streaming(
         self, model: Any, processor: Any, inputs: Any, gen_config: Any, **others: Any

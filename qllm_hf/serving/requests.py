@@ -18,6 +18,8 @@ MOST_BRACKETS: Final = 200_000
 MOST_BIASED: Final = 1_024
 TEXTS: Final = ("prompt", "suffix", "messages", "input", "instructions", "tools", "state", "questions")
 """Fields whose texts become the prompt."""
+KINDS: Final = frozenset({"role", "type"})
+PARTS: Final = KINDS | {"content", "text"}
 TEMPLATE_OPTIONS: Final = frozenset(
     {
         *("conversation", "tools", "documents", "chat_template", "add_generation_prompt", "continue_final_message"),
@@ -124,7 +126,7 @@ def _check_length(fields: dict[str, Any], allowed: Allowed) -> None:
 
 
 def _texts(values: list[Any]) -> Iterator[str]:
-    """Every text in nested lists and objects, keys too."""
+    """Every text in nested lists and objects, keys too, but for what a message is made of."""
     waiting = values
     while waiting:
         value = waiting.pop()
@@ -133,5 +135,5 @@ def _texts(values: list[Any]) -> Iterator[str]:
         elif isinstance(value, list):
             waiting.extend(value)
         elif isinstance(value, dict):
-            yield from value
-            waiting.extend(value.values())
+            yield from value.keys() - PARTS
+            waiting.extend(each for name, each in value.items() if name not in KINDS)

@@ -51,7 +51,9 @@ def check_sampling(gen_config: Any, model: Any) -> None:
     """
     own, usual = vars(model.generation_config), vars(type(gen_config)())
     for name, value in vars(gen_config).items():
-        if name.startswith("_") or value is None or _is_one(value) or value in (own.get(name), usual.get(name), False):
+        if name.startswith("_") or value is None or value is False or _is_one(value):
+            continue
+        if value in (own.get(name), usual.get(name)):
             continue
         if name not in THEIRS:
             raise RefusedError(400, f"{name}={shown(value)} cannot be asked for.")
