@@ -9,7 +9,8 @@ kinds of `load/kinds.py` after the other. What may not be:
     an answer that is not, byte by byte, what the checkpoint writes alone
     an error that has not the form of OpenAI's, another status than it should have, or no answer within 5 minutes
     /health or /v1/models that take more than 10 s, while dozens of requests wait
-    memory that grows: its slope after the first fifth of the time, and the 95 % interval of it, above --most MB/min
+    memory that grows: the slope of what is resident, after everything free was given back and after the first fifth of
+        the time, is above --most MB/min with its whole 95 % interval
     a client that left and whose place or engine is not free again within 5 s
     anything that is still under way, or open, when all clients are gone
     a server that does not end within 10 s of SIGTERM with streams open, or does not tell their clients
@@ -43,7 +44,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from load.answers import Answers
 from load.kinds import KINDS, PATIENCE, Client, WrongError
-from load.watching import Sample, slope, watch
+from load.watching import Sample, ask_window, slope, watch, watch_tidied
 from load.wire import Wire, ask, request
 
 from qllm_hf import QllmConfig
@@ -61,6 +62,7 @@ class Run:
         self.counts: Counter[tuple[str, str]] = Counter()
         self.faults: list[str] = []
         self.samples: list[Sample] = []
+        self.tidied: list[Sample] = []
         self.probes: list[float] = []
         self.left: dict[str, float] = {}
 
@@ -84,7 +86,7 @@ def server(folder: Path, plant: str, together: bool, log: Path) -> Iterator[tupl
     with log.open("wb") as written:
         process = subprocess.Popen(command, stdout=written, stderr=subprocess.STDOUT)
     try:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 300
         while True:
             with contextlib.suppress(OSError):
                 urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5).close()
@@ -131,16 +133,11 @@ async def probe(run: Run, port: int) -> None:
         await asyncio.sleep(1)
 
 
-def look(window: int) -> Any:
-    with urllib.request.urlopen(f"http://127.0.0.1:{window}", timeout=30) as reply:
-        return json.load(reply)
-
-
 async def quiet(run: Run, window: int) -> dict[str, dict[str, float]]:
     """When each request that was left was freed; a fault if anything is under way after everybody left."""
     deadline = time.monotonic() + 30
     while True:
-        found = await asyncio.to_thread(look, window)
+        found = await asyncio.to_thread(ask_window, window)
         busy = {name: count for name, count in found["inside"].items() if count}
         if not busy or time.monotonic() > deadline:
             break
@@ -175,7 +172,8 @@ async def campaign(run: Run, given: argparse.Namespace, folder: Path, log: Path)
     """The lines of the report."""
     answers = await asyncio.to_thread(Answers, str(folder))
     with server(folder, given.plant, given.continuous_batching, log) as (process, port, window):
-        beside = [asyncio.ensure_future(watch(process.pid, run.samples)), asyncio.ensure_future(probe(run, port))]
+        watching = (watch(process.pid, run.samples), watch_tidied(window, run.tidied), probe(run, port))
+        beside = [asyncio.ensure_future(each) for each in watching]
         began, seconds = time.monotonic(), 60 * given.minutes
         clients = [
             Client(port, answers, random.Random(f"{given.seed} {number}"), run.left) for number in range(given.clients)
@@ -191,12 +189,12 @@ async def campaign(run: Run, given: argparse.Namespace, folder: Path, log: Path)
         if late:
             run.fault(f"{len(late)} clients left and were freed only after up to {max(late):.1f} s")
         missing = len(run.left) - len(took)
-        grows = slope(run.samples, seconds / 5)
+        grows, raw = slope(run.tidied, seconds / 5), slope(run.samples, seconds / 5)
         if grows.low > given.most:
             run.fault(f"memory grows by {grows.value:.2f} +- {grows.error:.2f} MB/min")
         if max(run.probes, default=0.0) > PROBE_SECONDS:
             run.fault(f"/health or /v1/models took {max(run.probes):.1f} s")
-        first, last = run.samples[len(run.samples) // 5], run.samples[-1]
+        first, last = run.tidied[len(run.tidied) // 5], run.samples[-1]
         if last.files > run.samples[0].files + 10:
             run.fault(f"{last.files} files are open at the end, {run.samples[0].files} at the start")
         ended = await end(run, process, port, answers)
@@ -209,8 +207,8 @@ async def campaign(run: Run, given: argparse.Namespace, folder: Path, log: Path)
     return [
         f"{answers.distinct} different answers; {len(run.left)} left, freed after {middle:.2f} s (median), "
         f"{max(took, default=0):.2f} s (most); {missing} were refused or had left before they were in",
-        f"resident {first.resident / 1e6:.0f} MB after a fifth, {last.resident / 1e6:.0f} MB at the end: "
-        f"{grows.value:+.3f} MB/min, standard error {grows.error:.3f}",
+        f"in use {first.resident / 1e6:.0f} MB after a fifth, {run.tidied[-1].resident / 1e6:.0f} MB at the end: "
+        f"{grows.value:+.3f} MB/min, standard error {grows.error:.3f} (resident between: {raw.value:+.3f}, {raw.error:.3f})",
         f"files {run.samples[0].files} at first, {max(each.files for each in run.samples)} at most, {last.files} at "
         f"the end; threads {run.samples[0].threads}, {max(each.threads for each in run.samples)}, {last.threads}",
         f"/health and /v1/models: {len(run.probes)} times, {statistics.median(run.probes):.3f} s (median), "

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import json
 import math
 import statistics
 import time
+import urllib.request
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import psutil
 
@@ -45,6 +47,21 @@ async def watch(pid: int, samples: list[Sample]) -> None:
             files = process.num_fds()
             samples.append(Sample(time.monotonic() - began, process.memory_info().rss, files, process.num_threads()))
         await asyncio.sleep(1)
+
+
+async def watch_tidied(window: int, samples: list[Sample]) -> None:
+    """Add what a process has in use every few seconds, until it is cancelled; `window` is that of `observed.py`."""
+    began = time.monotonic()
+    while True:
+        resident = await asyncio.to_thread(ask_window, window, "/resident")
+        samples.append(Sample(time.monotonic() - began, resident, 0, 0))
+        await asyncio.sleep(BLOCK_SECONDS / 2)
+
+
+def ask_window(window: int, path: str = "/") -> Any:
+    """What the window of a process shows."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{window}{path}", timeout=60) as reply:
+        return json.load(reply)
 
 
 def slope(samples: Sequence[Sample], after: float) -> Slope:
