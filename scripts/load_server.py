@@ -24,56 +24,28 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import csv
-import json
 import os
 import random
 import signal
-import socket
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-import urllib.request
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from load.answers import Answers
 from load.kinds import KINDS, PATIENCE, Client, WrongError
-from load.watching import Sample, ask_window, slope, watch, watch_tidied
-from load.wire import Wire, ask, request
+from load.report import Run, add_options, finish, free_port, memory_lines, probe, wait_for
+from load.watching import Sample, ask_window, watch, watch_tidied
+from load.wire import Wire, request
 
 from qllm_hf import QllmConfig
 from qllm_hf.loading import load_model, load_tokenizer, save_model
 
-PLANTS = ("none", "leak", "mix", "deaf")
 FREE_SECONDS = 5.0
-PROBE_SECONDS = 10.0
-
-
-class Run:
-    """What happened."""
-
-    def __init__(self) -> None:
-        self.counts: Counter[tuple[str, str]] = Counter()
-        self.faults: list[str] = []
-        self.samples: list[Sample] = []
-        self.tidied: list[Sample] = []
-        self.probes: list[float] = []
-        self.left: dict[str, float] = {}
-
-    def fault(self, text: str) -> None:
-        self.faults.append(text)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @contextlib.contextmanager
@@ -86,14 +58,7 @@ def server(folder: Path, plant: str, together: bool, log: Path) -> Iterator[tupl
     with log.open("wb") as written:
         process = subprocess.Popen(command, stdout=written, stderr=subprocess.STDOUT)
     try:
-        deadline = time.monotonic() + 300
-        while True:
-            with contextlib.suppress(OSError):
-                urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5).close()
-                break
-            if process.poll() is not None or time.monotonic() > deadline:
-                raise SystemExit(f"the server did not start:\n{log.read_text()}")
-            time.sleep(0.2)
+        wait_for(process, f"http://127.0.0.1:{port}/health", log)
         yield process, port, window
     finally:
         process.kill()
@@ -116,21 +81,6 @@ async def visit(run: Run, client: Client, until: float) -> None:
         run.counts[kind.__name__, word] += 1
         if word in ("429", "FAULT"):
             await asyncio.sleep(client.random.uniform(0.5, 2))
-
-
-async def probe(run: Run, port: int) -> None:
-    """Ask for health and models all the time."""
-    while True:
-        for path in ("/health", "/v1/models"):
-            began = time.monotonic()
-            try:
-                reply = await asyncio.wait_for(ask(port, path), 2 * PROBE_SECONDS)
-                if reply.status != 200:
-                    run.fault(f"{path}: {reply}")
-            except Exception as error:
-                run.fault(f"{path}: {type(error).__name__}: {error}")
-            run.probes.append(time.monotonic() - began)
-        await asyncio.sleep(1)
 
 
 async def quiet(run: Run, window: int) -> dict[str, dict[str, float]]:
@@ -172,7 +122,11 @@ async def campaign(run: Run, given: argparse.Namespace, folder: Path, log: Path)
     """The lines of the report."""
     answers = await asyncio.to_thread(Answers, str(folder))
     with server(folder, given.plant, given.continuous_batching, log) as (process, port, window):
-        watching = (watch(process.pid, run.samples), watch_tidied(window, run.tidied), probe(run, port))
+        watching = (
+            watch(process.pid, run.samples),
+            watch_tidied(window, run.tidied),
+            probe(run, port, ("/health", "/v1/models")),
+        )
         beside = [asyncio.ensure_future(each) for each in watching]
         began, seconds = time.monotonic(), 60 * given.minutes
         clients = [
@@ -189,14 +143,7 @@ async def campaign(run: Run, given: argparse.Namespace, folder: Path, log: Path)
         if late:
             run.fault(f"{len(late)} clients left and were freed only after up to {max(late):.1f} s")
         missing = len(run.left) - len(took)
-        grows, raw = slope(run.tidied, seconds / 5), slope(run.samples, seconds / 5)
-        if grows.low > given.most:
-            run.fault(f"memory grows by {grows.value:.2f} +- {grows.error:.2f} MB/min")
-        if max(run.probes, default=0.0) > PROBE_SECONDS:
-            run.fault(f"/health or /v1/models took {max(run.probes):.1f} s")
-        first, last = run.tidied[len(run.tidied) // 5], run.samples[-1]
-        if last.files > run.samples[0].files + 10:
-            run.fault(f"{last.files} files are open at the end, {run.samples[0].files} at the start")
+        lines = memory_lines(run, seconds, given.most)
         ended = await end(run, process, port, answers)
     said = log.read_text(errors="replace")
     if "Once upon a time" in said or "apples" in said:
@@ -207,41 +154,23 @@ async def campaign(run: Run, given: argparse.Namespace, folder: Path, log: Path)
     return [
         f"{answers.distinct} different answers; {len(run.left)} left, freed after {middle:.2f} s (median), "
         f"{max(took, default=0):.2f} s (most); {missing} were refused or had left before they were in",
-        f"in use {first.resident / 1e6:.0f} MB after a fifth, {run.tidied[-1].resident / 1e6:.0f} MB at the end: "
-        f"{grows.value:+.3f} MB/min, standard error {grows.error:.3f} (resident between: {raw.value:+.3f}, {raw.error:.3f})",
-        f"files {run.samples[0].files} at first, {max(each.files for each in run.samples)} at most, {last.files} at "
-        f"the end; threads {run.samples[0].threads}, {max(each.threads for each in run.samples)}, {last.threads}",
-        f"/health and /v1/models: {len(run.probes)} times, {statistics.median(run.probes):.3f} s (median), "
-        f"{max(run.probes):.2f} s (most)",
+        *lines,
         f"ended {ended:.1f} s after SIGTERM with six answers under way",
     ]
 
 
 async def watch_once(run: Run, pid: int) -> None:
-    task = asyncio.ensure_future(watch(pid, late := []))
+    late: list[Sample] = []
+    task = asyncio.ensure_future(watch(pid, late))
     await asyncio.sleep(0.2)
     task.cancel()
     run.samples.append(late[0]._replace(seconds=run.samples[-1].seconds + 1))
 
 
-def table(counts: Counter[tuple[str, str]]) -> str:
-    """Kinds of clients and what came of them, a line each."""
-    words = sorted({word for _, word in counts}, key=lambda word: (word == "FAULT", word.isdigit(), word))
-    rows = [(kind.__name__, *(counts[kind.__name__, word] for word in words)) for kind in KINDS]
-    rows.append((f"all {counts.total()}", *(sum(row[i + 1] for row in rows) for i in range(len(words)))))
-    lines = [f"{'client':18}" + "".join(f"{word:>9}" for word in words)]
-    return "\n".join(lines + [f"{row[0]:18}" + "".join(f"{count or '-':>9}" for count in row[1:]) for row in rows])
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description="Fifty clients at a time on qllm-hf serve.")
-    parser.add_argument("--clients", type=int, default=50)
-    parser.add_argument("--minutes", type=float, default=10)
-    parser.add_argument("--seed", type=int, default=0)
+    add_options(parser, ("none", "leak", "mix", "deaf"))
     parser.add_argument("--continuous-batching", action="store_true")
-    parser.add_argument("--most", type=float, default=0.5, help="MB per minute that memory may grow")
-    parser.add_argument("--plant", choices=PLANTS, default="none", help="break the server: the run has to find it")
-    parser.add_argument("--csv", type=Path, help="write a line per second: memory, files, threads")
     given = parser.parse_args()
     os.environ["TRANSFORMERS_VERBOSITY"] = "error"
     run = Run()
@@ -250,15 +179,7 @@ def main() -> None:
         model = load_model("reference", QllmConfig(w=4, kv=4), dtype="float32")
         save_model(model, load_tokenizer("reference"), folder)
         lines = asyncio.run(campaign(run, given, folder, log))
-    print(table(run.counts))
-    print(*lines, sep="\n")
-    if given.csv:
-        with given.csv.open("w", newline="") as file:
-            csv.writer(file).writerows([Sample._fields, *run.samples])
-    for text, count in Counter(run.faults).most_common(20):
-        print(f"\nFAULT ({count}): {text[:1500]}")
-    print(f"\n{len(run.faults)} faults; repeat with --seed {given.seed}")
-    sys.exit(1 if run.faults else 0)
+    finish(run, lines, [kind.__name__ for kind in KINDS], given)
 
 
 if __name__ == "__main__":

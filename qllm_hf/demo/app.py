@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import secrets
 from functools import partial
 from importlib.resources import files
 from typing import Any, Final
 
 from .. import __version__
 from ..errors import ConfigError, MissingExtraError
+from .bodies import MOST_BYTES, Bodies
 from .endpoints import HEAVY, endpoints
 from .host import Host
 
@@ -64,7 +66,7 @@ def build(host: Host) -> Any:
                     tab.build(host)
         page.unload(compare.leaving(host))
         said = partial(gradio.Error, print_exception=False, duration=None)
-        for name, function in endpoints(host, said).items():
+        for name, function in endpoints(host, said, _visitor).items():
             queue = {"concurrency_id": "model", "concurrency_limit": 1} if name in HEAVY else {}
             api(function, api_name=name, **queue)
     page.queue(max_size=host.limits.waiting, default_concurrency_limit=2)
@@ -84,6 +86,7 @@ def launch(host: Host, *, wait: bool = True, quiet: bool = False, **options: Any
     """
     page = build(host)
     import gradio
+    from fastapi.middleware import Middleware
     from huggingface_hub import constants
     from transformers.utils import logging
 
@@ -101,6 +104,8 @@ def launch(host: Host, *, wait: bool = True, quiet: bool = False, **options: Any
             footer_links=["api", "settings"],
             ssr_mode=False,
             enable_monitoring=False,
+            max_file_size=MOST_BYTES,  # anyone could fill the disk: gradio takes files where no part of a page does
+            app_kwargs={"middleware": [Middleware(Bodies)]},
             **options,
         )
     except OSError as error:
@@ -115,6 +120,13 @@ def launch(host: Host, *, wait: bool = True, quiet: bool = False, **options: Any
 def announcement(url: str) -> str:
     """What is said when the page is there: its address, and whether programs find an MCP server."""
     return f"qllm-hf {__version__}: {url}\n{MCP_THERE.format(url=url) if has_mcp() else MCP_MISSING}"
+
+
+def _visitor() -> str:
+    """A name for whoever the running function answers, which `leaving` stops when their connection ends."""
+    from gradio.context import LocalContext
+
+    return str(getattr(LocalContext.request.get(None), "session_hash", None) or secrets.token_hex(8))
 
 
 def _theme(gradio: Any) -> Any:

@@ -1,4 +1,4 @@
-"""`qllm-hf serve` with a window: what is under way inside, and when what clients had left was freed.
+"""`qllm-hf serve` or `demo` with a window: what is under way inside, and when what clients had left was freed.
 
     python scripts/load/observed.py WINDOW_PORT PLANT serve MODEL ...
 
@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import gc
+import itertools
 import json
 import sys
 import threading
@@ -24,6 +25,7 @@ from transformers.cli.serving import utils
 from transformers.generation.continuous_batching.scheduler import Scheduler
 
 from qllm_hf.cli.main import main
+from qllm_hf.demo import compare, writing
 from qllm_hf.serving import batched, caller, fitting, gate, server, stopping
 
 FREED: dict[str, dict[str, float]] = {}
@@ -34,7 +36,9 @@ _leaked: list[bytearray] = []
 
 
 def look() -> dict[str, Any]:
-    """What is under way now."""
+    """What is under way now, in a server; a page shows its memory alone."""
+    if "gate" not in SEEN:
+        return {"inside": {}, "freed": FREED}
     state, found = SEEN["state"], SEEN["gate"]
     manager = state._cb_manager
     engine = getattr(manager, "_cb", None)
@@ -126,7 +130,7 @@ def watch_inside() -> None:
 
 
 def plant_leak() -> None:
-    """Every request leaves 100 KB behind."""
+    """Every request leaves 100 KB behind; on the page, every token 20 KB."""
     check = gate.check_request
 
     def checking(*given: Any) -> None:
@@ -134,10 +138,12 @@ def plant_leak() -> None:
         check(*given)
 
     gate.check_request = checking
+    step = compare._Answer.advance
+    compare._Answer.advance = lambda self: (_leaked.append(bytearray(b"x" * 20_000)), step(self))[1]
 
 
 def plant_mix() -> None:
-    """Now and then a client gets the answer that another one was given before."""
+    """Now and then a client gets the answer of another one before; on the page, another token."""
     before: list[str] = []
 
     def mixed(given: Any) -> Any:
@@ -150,6 +156,9 @@ def plant_mix() -> None:
 
     for manager in (utils.GenerateManager, utils.CBGenerateManager):
         manager.generate_non_streaming = mixed(manager.generate_non_streaming)
+    choices = writing._choose
+    count = itertools.count(1)
+    writing._choose = lambda *given: choices(*given) if next(count) % 500 else 7
 
 
 def plant_deaf() -> None:
