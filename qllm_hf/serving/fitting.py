@@ -90,12 +90,15 @@ class Fitting:
     ) -> Any:
         """As the manager's own. Raises RefusedError (400) for what cannot be answered as asked."""
         caller, key = self._begin(model, inputs, gen_config)
-        caller.on_stop(lambda _: cancel(self.manager, key))
-        return await caller.wait(
-            self.manager.generate_non_streaming(
-                Stoppable(model, caller), processor, inputs, gen_config, **others | {"request_id": key}
-            )
+        work = self.manager.generate_non_streaming(
+            Stoppable(model, caller), processor, inputs, gen_config, **others | {"request_id": key}
         )
+        try:
+            return await caller.wait(work)
+        except BaseException:
+            # now that the engine surely knows of the request: told any earlier, it would forget nothing, and go on
+            cancel(self.manager, key)
+            raise
 
     def _begin(self, model: Any, inputs: Any, gen_config: Any) -> tuple[Caller, str]:
         """Who asks, and a name for the request: that which clients give may be another client's."""
@@ -103,6 +106,7 @@ class Fitting:
         self._alike(gen_config)
         self._fit(inputs, gen_config)
         caller = current()
+        caller.check()
         caller.began = True
         return caller, uuid.uuid4().hex
 

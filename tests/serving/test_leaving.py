@@ -75,35 +75,38 @@ class Running:
 
 
 @pytest.fixture(scope="module")
-def model():
-    return load_model("reference", QllmConfig(w=4, kv=4), dtype="float32").eval()
+def models():
+    """{whether requests are decoded together: a model}, since doing so changes the attention of a model."""
+    config = QllmConfig(w=4, kv=4)
+    return {together: load_model("reference", config, dtype="float32").eval() for together in (False, True)}
 
 
 @pytest.fixture(scope="module")
-def running(model):
+def running(models):
     """{whether it decodes requests together: a server that tests share}"""
-    with starting(model) as start:
+    with starting(models) as start:
         yield {together: start(together=together) for together in (False, True)}
 
 
 @pytest.fixture
-def steps(model):
-    """The forwards of the model so far."""
+def steps(models):
+    """The forwards of the models so far."""
     found = []
-    hook = model.register_forward_hook(lambda *_: found.append(time.monotonic()))
+    hooks = [each.register_forward_hook(lambda *_: found.append(time.monotonic())) for each in models.values()]
     yield found
-    hook.remove()
+    for hook in hooks:
+        hook.remove()
 
 
 @pytest.fixture
-def start(model):
-    """Starts a server of the model."""
-    with starting(model) as start:
+def start(models):
+    """Starts a server of a model."""
+    with starting(models) as start:
         yield start
 
 
 @contextlib.contextmanager
-def starting(model):
+def starting(models):
     made, seen = servers.ending_server, []
 
     def watched(config, gate, close):
@@ -115,7 +118,7 @@ def starting(model):
 
         def start(*, together: bool = False, limits: Limits | None = None, cache: int = CACHE) -> Running:
             engine = Engine(batched=together, cache_tokens=cache)
-            server = make_server(model, load_tokenizer("reference"), "reference", engine, limits)
+            server = make_server(models[together], load_tokenizer("reference"), "reference", engine, limits)
             hush(server)
             bound = listen("127.0.0.1", 0)
             stack.enter_context(serving(server, bound))
@@ -190,8 +193,8 @@ def test_ids_that_clients_choose_mix_nothing_up(running, load, together):
 
 
 @pytest.mark.parametrize("together", [False, True], ids=["one after another", "together"])
-def test_a_request_that_breaks_is_the_only_one(running, load, model, monkeypatch, together, caplog):
-    running = running[together]
+def test_a_request_that_breaks_is_the_only_one(running, load, models, monkeypatch, together, caplog):
+    running, model = running[together], models[together]
     right = text(load, running.port).json()["choices"]
     broken = model.forward
 
@@ -239,10 +242,11 @@ def test_the_host_bounds_answers_and_time(start, load):
 
 
 @pytest.mark.parametrize("together", [False, True], ids=["one after another", "together"])
-def test_clients_are_told_that_the_server_ends(model, load, monkeypatch, together):
+def test_clients_are_told_that_the_server_ends(models, load, monkeypatch, together):
     monkeypatch.setattr(ending, "GRACE", 0.1)
     before = set(threading.enumerate())
-    server = make_server(model, load_tokenizer("reference"), "reference", Engine(batched=together, cache_tokens=CACHE))
+    engine = Engine(batched=together, cache_tokens=CACHE)
+    server = make_server(models[together], load_tokenizer("reference"), "reference", engine)
     hush(server)
     bound = listen("127.0.0.1", 0)
     port = bound.getsockname()[1]
