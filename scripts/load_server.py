@@ -98,7 +98,7 @@ async def quiet(run: Run, window: int) -> dict[str, dict[str, float]]:
     return freed
 
 
-async def end(run: Run, process: subprocess.Popen[bytes], port: int, answers: Answers) -> float:
+async def end(run: Run, process: subprocess.Popen[bytes], port: int, answers: Answers, slack: float) -> float:
     """Seconds from SIGTERM to the end of the process, with streams open whose clients are told."""
     async with contextlib.AsyncExitStack() as stack:
         wires = [await stack.enter_async_context(Wire.to(port)) for _ in range(6)]
@@ -107,13 +107,13 @@ async def end(run: Run, process: subprocess.Popen[bytes], port: int, answers: An
         await asyncio.sleep(1)
         began = time.monotonic()
         process.send_signal(signal.SIGTERM)
-        said = await asyncio.gather(*(asyncio.wait_for(wire.reader.read(-1), 30) for wire in wires))
-        await asyncio.to_thread(process.wait, 30)
+        said = await asyncio.gather(*(asyncio.wait_for(wire.reader.read(-1), 30 * slack) for wire in wires))
+        await asyncio.to_thread(process.wait, 30 * slack)
         seconds = time.monotonic() - began
     for place, each in enumerate(said):
         if b"this server is ending" not in each and b"finish_reason" not in each:
             run.fault(f"client {place} was not told that the server ends: {each[-300:]!r}")
-    if seconds > 10 or process.returncode not in (0, -signal.SIGTERM):
+    if seconds > 10 * slack or process.returncode not in (0, -signal.SIGTERM):
         run.fault(f"the server took {seconds:.1f} s to end, with {process.returncode}")
     return seconds
 
@@ -125,7 +125,7 @@ async def campaign(run: Run, given: argparse.Namespace, folder: Path, log: Path)
         watching = (
             watch(process.pid, run.samples),
             watch_tidied(window, run.tidied),
-            probe(run, port, ("/health", "/v1/models")),
+            probe(run, port, ("/health", "/v1/models"), given.slack),
         )
         beside = [asyncio.ensure_future(each) for each in watching]
         began, seconds = time.monotonic(), 60 * given.minutes
@@ -139,12 +139,12 @@ async def campaign(run: Run, given: argparse.Namespace, folder: Path, log: Path)
         await asyncio.sleep(3)
         await watch_once(run, process.pid)
         took = [max(freed[name].values()) - when for name, when in run.left.items() if name in freed]
-        late = [each for each in took if each > FREE_SECONDS]
+        late = [each for each in took if each > given.slack * FREE_SECONDS]
         if late:
             run.fault(f"{len(late)} clients left and were freed only after up to {max(late):.1f} s")
         missing = len(run.left) - len(took)
-        lines = memory_lines(run, seconds, given.most)
-        ended = await end(run, process, port, answers)
+        lines = memory_lines(run, given)
+        ended = await end(run, process, port, answers, given.slack)
     said = log.read_text(errors="replace")
     if "Once upon a time" in said or "apples" in said:
         run.fault("texts of clients are in the server's log")
