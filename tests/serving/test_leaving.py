@@ -259,7 +259,7 @@ def test_clients_are_told_that_the_server_ends(models, load, monkeypatch, togeth
             )
             time.sleep(0.7)
             began = time.monotonic()
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < 20, "an answer of 1,800 tokens was waited for"
         whole, stream = (each.result(10) for each in found)
     assert whole.status == 503 and whole.headers["retry-after"]
     assert "this server is ending" in whole.json()["error"]["message"]
