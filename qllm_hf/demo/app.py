@@ -20,6 +20,8 @@ WELCOME: Final = (
     "# What bits cost\n\nA language model with fewer bits for its weights, activations and KV cache takes less memory. "
     "Try what it still says, see what it can still do, and find out how few bits are enough."
 )
+MOST_SESSIONS: Final = 256
+"""Conversations that gradio keeps, each with its own state of the page: by itself it would keep 10,000."""
 MCP_MISSING: Final = "No MCP server: it needs the package mcp. Run: pip install 'gradio[mcp]'"
 MCP_THERE: Final = "MCP server at {url}gradio_api/mcp/"
 
@@ -105,6 +107,7 @@ def launch(host: Host, *, wait: bool = True, quiet: bool = False, **options: Any
             ssr_mode=False,
             enable_monitoring=False,
             max_file_size=MOST_BYTES,  # anyone could fill the disk: gradio takes files where no part of a page does
+            state_session_capacity=MOST_SESSIONS,
             app_kwargs={"middleware": [Middleware(Bodies)]},
             **options,
         )
