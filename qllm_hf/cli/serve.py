@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -29,6 +30,15 @@ def serve(
     compiled: Annotated[bool, typer.Option("--compile", help="Compile decoding steps.")] = False,
     seed: Annotated[int | None, typer.Option(help="For sampling.")] = None,
     max_requests: Annotated[int, typer.Option(min=1, help="At a time; others are told to come back.")] = 64,
+    max_requests_per_client: Annotated[int | None, typer.Option(min=1, help="Of these, from one address.")] = None,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Of one answer, whatever a client asks for.")
+    ] = None,
+    timeout: Annotated[float, typer.Option(min=1, metavar="SECONDS", help="For a request and its answer.")] = 600.0,
+    api_key_file: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Keys, one on a line: clients have to give one. Also QLLM_API_KEY."),
+    ] = None,
     keep: options.Keep = None,
     override: options.Override = None,
     quantize_head: options.QuantizeHead = False,
@@ -42,8 +52,8 @@ def serve(
 ) -> None:
     """Serve a model to OpenAI's clients: chat completions, completions and responses.
 
-    The server is that of transformers, held to this one model. Nobody is asked for a key: put it behind something that
-    does before other machines can reach it.
+    The server is that of transformers, held to this one model. Without --api-key-file or QLLM_API_KEY nobody is asked
+    for a key, and there is no TLS: put it behind something that has it before other machines can reach it.
 
     \b
     Examples:
@@ -55,6 +65,7 @@ def serve(
         where = options.placing(device_map, max_memory, offload_folder)
         config = options.make_config(scheme, keep, override, quantize_head=quantize_head)
 
+        from ..serving.keys import read_keys
         from ..serving.limits import Limits
         from ..serving.running import hush, load_server
         from ..serving.server import Engine, address_of, listen, require_serving
@@ -62,13 +73,20 @@ def serve(
         if cache_tokens is not None and not batched:
             raise UsageError("--cache-tokens is about the cache that --continuous-batching shares. Give both.")
         require_serving()
+        keys = read_keys(api_key_file)
         bound = listen(host, port)
         server, served = load_server(
             model,
             config,
             name=name,
             engine=Engine(batched=batched, cache_tokens=cache_tokens, compiled=compiled, seed=seed),
-            limits=Limits(requests=max_requests),
+            limits=Limits(
+                requests=max_requests,
+                per_client=max_requests_per_client,
+                new_tokens=max_new_tokens,
+                seconds=timeout,
+            ),
+            keys=keys,
             dtype=dtype.value,
             trust_remote_code=trust_remote_code,
             **where,

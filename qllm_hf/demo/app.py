@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import secrets
 from functools import partial
 from importlib.resources import files
 from typing import Any, Final
 
 from .. import __version__
 from ..errors import ConfigError, MissingExtraError
+from .bodies import MOST_BYTES, Bodies
 from .endpoints import HEAVY, endpoints
 from .host import Host
 
@@ -18,6 +20,8 @@ WELCOME: Final = (
     "# What bits cost\n\nA language model with fewer bits for its weights, activations and KV cache takes less memory. "
     "Try what it still says, see what it can still do, and find out how few bits are enough."
 )
+MOST_SESSIONS: Final = 256
+"""Conversations that gradio keeps, each with its own state of the page: by itself it would keep 10,000."""
 MCP_MISSING: Final = "No MCP server: it needs the package mcp. Run: pip install 'gradio[mcp]'"
 MCP_THERE: Final = "MCP server at {url}gradio_api/mcp/"
 
@@ -64,7 +68,7 @@ def build(host: Host) -> Any:
                     tab.build(host)
         page.unload(compare.leaving(host))
         said = partial(gradio.Error, print_exception=False, duration=None)
-        for name, function in endpoints(host, said).items():
+        for name, function in endpoints(host, said, _visitor).items():
             queue = {"concurrency_id": "model", "concurrency_limit": 1} if name in HEAVY else {}
             api(function, api_name=name, **queue)
     page.queue(max_size=host.limits.waiting, default_concurrency_limit=2)
@@ -84,6 +88,7 @@ def launch(host: Host, *, wait: bool = True, quiet: bool = False, **options: Any
     """
     page = build(host)
     import gradio
+    from fastapi.middleware import Middleware
     from huggingface_hub import constants
     from transformers.utils import logging
 
@@ -101,6 +106,9 @@ def launch(host: Host, *, wait: bool = True, quiet: bool = False, **options: Any
             footer_links=["api", "settings"],
             ssr_mode=False,
             enable_monitoring=False,
+            max_file_size=MOST_BYTES,  # anyone could fill the disk: gradio takes files where no part of a page does
+            state_session_capacity=MOST_SESSIONS,
+            app_kwargs={"middleware": [Middleware(Bodies)]},
             **options,
         )
     except OSError as error:
@@ -115,6 +123,13 @@ def launch(host: Host, *, wait: bool = True, quiet: bool = False, **options: Any
 def announcement(url: str) -> str:
     """What is said when the page is there: its address, and whether programs find an MCP server."""
     return f"qllm-hf {__version__}: {url}\n{MCP_THERE.format(url=url) if has_mcp() else MCP_MISSING}"
+
+
+def _visitor() -> str:
+    """A name for whoever the running function answers, which `leaving` stops when their connection ends."""
+    from gradio.context import LocalContext
+
+    return str(getattr(LocalContext.request.get(None), "session_hash", None) or secrets.token_hex(8))
 
 
 def _theme(gradio: Any) -> Any:

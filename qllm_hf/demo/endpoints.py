@@ -6,7 +6,6 @@ Types and docstrings of these functions are what a client reads, so they hold pl
 from __future__ import annotations
 
 import json
-import secrets
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
@@ -27,11 +26,14 @@ HEAVY: Final = ("compare", "tensors", "histogram", "push_plan")
 """Endpoints that need a model, and wait in its queue."""
 
 
-def endpoints(host: Host, error: Callable[[str], Exception]) -> dict[str, Callable[..., Any]]:
+def endpoints(
+    host: Host, error: Callable[[str], Exception], visitor: Callable[[], str]
+) -> dict[str, Callable[..., Any]]:
     """{name: function} of everything that a program can ask a page.
 
     Args:
         error: makes what is raised where a visitor is told something went wrong, from the sentence.
+        visitor: names whoever asks.
     """
 
     write = writer(host)
@@ -65,7 +67,7 @@ def endpoints(host: Host, error: Callable[[str], Exception]) -> dict[str, Callab
         with _explained(host, error):
             question = question_of(host, message, (model, left, right, CHAT if chat else TEXT), [])
             question = replace(question, new_tokens=int(max_new_tokens), temperature=float(temperature), seed=int(seed))
-            *_, step = write(question, secrets.token_hex(8))
+            *_, step = write(question, visitor())
             return {"left": _side(step.left), "right": _side(step.right)}
 
     def scheme(text: str) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ def load_server(
     name: str | None = None,
     engine: Engine | None = None,
     limits: Limits | None = None,
+    keys: Sequence[str] = (),
     trust_remote_code: bool = False,
     **loading: Any,
 ) -> tuple[Any, str]:
@@ -48,7 +49,7 @@ def load_server(
     tokenizer = load_tokenizer(name_or_path, trust_remote_code=trust_remote_code)
     model = load_model(name_or_path, config, trust_remote_code=trust_remote_code, **loading).eval()
     served = name or name_of(name_or_path)
-    return make_server(model, tokenizer, served, engine, limits), served
+    return make_server(model, tokenizer, served, engine, limits, keys), served
 
 
 def hush(server: Any) -> None:

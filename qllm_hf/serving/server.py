@@ -13,7 +13,9 @@ from __future__ import annotations
 import re
 import socket
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final
 
 import torch
@@ -22,8 +24,15 @@ from transformers.utils.import_utils import is_serve_available
 
 from ..errors import ConfigError, MissingExtraError
 from ..reporting.model import scheme_of
-from .fitting import Alike, Fitting, any_way
-from .limits import Gate, Limits
+from . import batched
+from .ending import ending_server
+from .faults import RefusedError, tell_faults
+from .fitting import Alike, Fitting, Room, any_way
+from .gate import Gate
+from .keys import Keys
+from .limits import Limits
+from .line import Line
+from .requests import Allowed
 
 KEPT: Final = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/systemone", "/health"})
 NEEDS_TEMPLATE: Final = ("/v1/chat/completions", "/v1/responses")
@@ -53,6 +62,13 @@ class Engine:
     cache_tokens: int | None = None
     compiled: bool = False
     seed: int | None = None
+
+    @property
+    def shared_tokens(self) -> int | None:
+        """Tokens in the whole pages of the paged cache; None where there is none, or transformers chooses."""
+        if not self.batched or (self.cache_tokens is None and torch.accelerator.is_available()):
+            return None
+        return -(-(self.cache_tokens or CPU_CACHE_TOKENS) // PAGE_TOKENS) * PAGE_TOKENS
 
 
 def require_serving() -> None:
@@ -93,11 +109,13 @@ def make_server(
     name: str,
     engine: Engine | None = None,
     limits: Limits | None = None,
+    keys: Sequence[str] = (),
 ) -> Any:
     """A `uvicorn.Server` for one model, not running yet.
 
     Args:
         name: by which clients ask for the model.
+        keys: one of which a client has to give; none, and nobody is asked.
 
     Raises:
         MissingExtraError: fastapi, uvicorn or openai is not installed.
@@ -108,12 +126,20 @@ def make_server(
         raise ConfigError(
             f"{name!r} cannot be the name of a served model. Give letters, digits, '.', '_', '-' and one '/'."
         )
-    serve = _transformers_server(engine or Engine())
-    _hold_to_one_model(serve, model, tokenizer, name)
-    app = serve.server.config.app
-    _keep_routes(app, name, scheme_of(model), has_template=bool(getattr(tokenizer, "chat_template", None)))
-    app.add_middleware(Gate, limits=limits or Limits())
-    return serve.server
+    engine, limits = engine or Engine(), limits or Limits()
+    room = Room(_positions(model), engine.shared_tokens, limits.new_tokens)
+    serve = _transformers_server(engine)
+    _hold_to_one_model(serve, model, tokenizer, name, room)
+    config = serve.server.config
+    _keep_routes(config.app, name, scheme_of(model), has_template=bool(getattr(tokenizer, "chat_template", None)))
+    tell_faults(config.app)
+    gate = Gate(config.app, limits, Allowed(room.tokens, max(map(len, tokenizer.get_vocab()), default=None)))
+    config.app = Keys(gate, keys) if keys else gate
+    return ending_server(config, gate, partial(batched.close, serve._generation_state))
+
+
+def _positions(model: PreTrainedModel) -> int | None:
+    return getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
 
 
 def _transformers_server(engine: Engine) -> Any:
@@ -125,37 +151,49 @@ def _transformers_server(engine: Engine) -> Any:
         def start_server(self) -> None:
             pass
 
-    tokens = engine.cache_tokens
-    if tokens is None and not torch.accelerator.is_available():
-        tokens = CPU_CACHE_TOKENS
-    pages = None if tokens is None else -(-tokens // PAGE_TOKENS)
+    tokens = engine.shared_tokens
     return Unstarted(
         non_blocking=True,
         continuous_batching=engine.batched,
         compile=engine.compiled,
-        cb_num_blocks=pages,
+        cb_num_blocks=None if tokens is None else tokens // PAGE_TOKENS,
         cb_max_batch_tokens=None if tokens is None else min(tokens, BATCH_TOKENS),
         default_seed=engine.seed,
         log_level="error",
     )
 
 
-def _hold_to_one_model(serve: Any, model: PreTrainedModel, tokenizer: Any, name: str) -> None:
+def _hold_to_one_model(serve: Any, model: PreTrainedModel, tokenizer: Any, name: str, room: Room) -> None:
     """Put the model where transformers keeps those it loaded, and let it be the only one that can be asked for."""
     from transformers.cli.serving.model_manager import TimedModel
+    from transformers.cli.serving.utils import GenerateManager
+
+    class InLine(GenerateManager):
+        """Whose line can be left."""
+
+        def __init__(self) -> None:
+            self._thread: Any = Line()
 
     manager, state = serve._model_manager, serve._generation_state
     manager.process_model_name = lambda name: name  # not name@main: clients get back what they asked for
     manager.loaded_models[name] = TimedModel(model, timeout_seconds=-1, processor=tokenizer)
     manager.force_model, manager.model_timeout = name, -1
-    positions = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
-    alike = Alike() if state._continuous_batching else any_way
+    state._generate_managers[name] = InLine()
     as_asked = state.get_manager
-    state.get_manager = lambda *args, **kwargs: Fitting(as_asked(*args, **kwargs), positions, alike)
+    fitting: list[Fitting] = []  # around the manager that is in use; an engine that begins anew may be asked anew
+
+    def get_manager(*args: Any, **kwargs: Any) -> Fitting:
+        batched.let_go_of_the_dead(state)
+        found = as_asked(*args, **kwargs)
+        if not fitting or fitting[0].manager is not found:
+            fitting[:] = [Fitting(found, room, Alike() if state._continuous_batching else any_way)]
+        return fitting[0]
+
+    state.get_manager = get_manager
+    state.is_cb_alive = partial(batched.let_go_of_the_dead, state)
 
 
 def _keep_routes(app: Any, name: str, scheme: str, *, has_template: bool) -> None:
-    from fastapi import HTTPException
     from fastapi.responses import StreamingResponse
 
     gone = () if has_template else NEEDS_TEMPLATE
@@ -163,7 +201,7 @@ def _keep_routes(app: Any, name: str, scheme: str, *, has_template: bool) -> Non
     began = int(time.time())
 
     def refuse_chats() -> None:
-        raise HTTPException(400, "the tokenizer of this model has no chat template. Ask /v1/completions.")
+        raise RefusedError(400, "the tokenizer of this model has no chat template. Ask /v1/completions.")
 
     def models() -> dict[str, Any]:
         entry = {"id": name, "object": "model", "created": began, "owned_by": "qllm_hf", "scheme": scheme}
@@ -172,7 +210,7 @@ def _keep_routes(app: Any, name: str, scheme: str, *, has_template: bool) -> Non
     def load_model(body: dict[str, Any]) -> StreamingResponse:
         # `transformers chat` asks for this first, and reads how far the loading is
         if body.get("model") != name:
-            raise HTTPException(400, f"this server has {name!r} and loads no other model.")
+            raise RefusedError(400, f"this server has {name!r} and loads no other model.")
         ready = f'data: {{"status": "ready", "model": "{name}", "cached": true}}\n\n'
         return StreamingResponse(iter([ready]), media_type="text/event-stream")
 

@@ -56,6 +56,7 @@ def test_chat_is_a_conversation(monkeypatch):
     [
         (["serve", "no/such/model"], "there is no folder"),
         (["serve", "reference", "--cache-tokens", "4096"], "--continuous-batching"),
+        (["serve", "reference", "--api-key-file", "no/such/file", "--port", "0"], "the keys in no/such/file"),
         (["serve", "reference", "--name", "a b", "--port", "0"], "'a b' cannot be the name"),
         (["serve", "reference", "--scheme", "W99", "--port", "0"], "W99"),
         (["chat", "refrence"], "Did you mean 'reference'"),

@@ -163,6 +163,16 @@ def test_memory_does_not_grow_with_switches(page, client):
     assert page.resident() < 1.1 * before
 
 
+def test_nothing_large_is_taken(page):
+    """Neither as a request nor as a file, which gradio would keep on the disk of the host."""
+    import httpx
+
+    large = b"x" * 1_000_001
+    assert httpx.post(f"{page.url}/gradio_api/upload", files={"files": ("a", large)}).status_code == 413
+    assert httpx.post(f"{page.url}/gradio_api/call/scheme", json={"data": [large.decode()]}).status_code == 413
+    assert httpx.post(f"{page.url}/gradio_api/call/scheme", json={"data": ["W4"]}).status_code == 200
+
+
 def test_tools_of_the_mcp_server(page):
     pytest.importorskip("mcp", reason="needs gradio[mcp]")
     from mcp import ClientSession

@@ -46,7 +46,7 @@ def test_messages_do_not_name_folders_of_the_host(stories, tmp_path):
 def test_answers_do_not_either(stories):
     """Advice names the model it is about, which to the library is a folder."""
     host = make_host([str(stories)])
-    asked = endpoints(host, ConfigError)
+    asked = endpoints(host, ConfigError, lambda: "visitor")
     for found in (
         asked["recommend"](model="stories260K", abilities="nlp"),
         asked["push_plan"]("ann/x", "W4", "stories260K", "mit"),

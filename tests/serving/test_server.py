@@ -1,6 +1,5 @@
 """The server, asked by OpenAI's own client over a socket: what it answers, and what it does not do."""
 
-import asyncio
 import json
 import socket
 import threading
@@ -17,7 +16,7 @@ from qllm_hf.builtin import reference_model
 from qllm_hf.errors import ConfigError, MissingExtraError
 from qllm_hf.loading import load_model, load_tokenizer
 from qllm_hf.serving import server as module
-from qllm_hf.serving.limits import Gate, Limits
+from qllm_hf.serving.limits import Limits
 from qllm_hf.serving.running import hush, load_server, name_of, serving
 from qllm_hf.serving.server import Engine, address_of, listen, make_server
 
@@ -189,31 +188,6 @@ def test_requests_that_are_too_large_or_too_many(packed):
             found = [status for status, _ in pool.map(lambda _: post(address, "/v1/completions", body), range(6))]
         assert sorted(set(found)) == [200, 429] and found.count(200) >= 2
         assert post(address, "/v1/completions", body | {"max_tokens": 2})[0] == 200, "the places are free again"
-
-
-def test_the_gate_alone():
-    """Without a length nothing is read; a handler that fails gives its place back."""
-
-    async def run() -> list[int]:
-        statuses: list[int] = []
-
-        async def send(message) -> None:
-            statuses.append(message.get("status", 0))
-
-        async def fails(scope, receive, send) -> None:
-            raise RuntimeError("broken")
-
-        gate = Gate(fails, Limits(requests=1))
-        scope = {"type": "http", "method": "POST", "headers": []}
-        await gate(scope, None, send)
-        scope["headers"] = [(b"content-length", b"2")]
-        for _ in range(2):
-            with pytest.raises(RuntimeError):
-                await gate(scope, None, send)
-        assert gate.inside == 0
-        return statuses
-
-    assert asyncio.run(run()) == [411, 0]
 
 
 def test_a_tokenizer_without_a_chat_template(packed):

@@ -1,0 +1,1 @@
+"""Clients that are many, impatient, slow or hostile, and what is watched while they are there."""
