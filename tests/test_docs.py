@@ -23,6 +23,7 @@ PAGES = {
     REPO / "docs" / "exchange.md": {"python", "bash"},
     REPO / "docs" / "evaluation.md": {"python"},
     REPO / "docs" / "methods.md": {"python", "bash"},
+    REPO / "docs" / "numbers.md": {"python", "bash"},
 }
 PLACEHOLDER = re.compile(r"path/to/model(?![\w/-])")
 # Commands of ours; installing and cloning are not for a test to do.
