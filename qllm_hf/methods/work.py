@@ -80,6 +80,9 @@ class Work:
             if found["format"] != FORMAT or type(done) is not int or done < 0:
                 raise ValueError(f"format={short(found['format'])}, done={short(done)}")
             identity, self.done, self.notes = dict(identity), done, dict(notes)
+            for name, kind in (("lengths", list), ("input_scales", list), ("unscaled", dict)):
+                if not isinstance(notes.get(name, kind()), kind):
+                    raise ValueError(f"{name}={short(notes[name])}")
         except CheckpointError:
             raise
         except FileNotFoundError:
