@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError, did_you_mean
-from ..files import read_bytes
+from ..files import read_text
 from ..shown import is_cut, short_text
 from .task import EVERY, Row, Source
 
@@ -87,15 +87,7 @@ def read_jsonl(path: Path, columns: Sequence[str] = ()) -> list[Row]:
         ConfigError: it is empty, no UTF-8, has a line that is no JSON object, or lacks a column. The message names the
             line.
     """
-    data = read_bytes(path, error=ConfigError)
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        where = data[: error.start].count(b"\n") + 1
-        raise ConfigError(
-            f"{str(path)!r}, line {where}: byte 0x{data[error.start]:02x} is no UTF-8. Save the file as UTF-8, such as "
-            "with `iconv -f latin1 -t utf-8`."
-        ) from None
+    text = read_text(path, error=ConfigError).removeprefix("\ufeff")
     rows: list[Row] = []
     lines = text.split("\n")  # not splitlines(): strings may hold other line separators
     for number, line in enumerate(lines, 1):
