@@ -184,7 +184,7 @@ def resident() -> int:
 
 
 @pytest.mark.skipif(not STATM.exists(), reason="needs /proc")
-def test_twenty_switches_of_model_leave_no_memory_behind(stories):
+def test_switches_of_model_leave_no_memory_behind(stories):
     switching = Holder(LARGE)
 
     def use(place, scheme):
@@ -193,7 +193,7 @@ def test_twenty_switches_of_model_leave_no_memory_behind(stories):
     use("reference", "W4")
     use(str(stories), "W4KV4")
     before = resident()
-    for number in range(20):
+    for number in range(10):
         use(("reference", str(stories))[number % 2], ("W4KV4", "W3")[number % 3 > 0])
         assert {place for place, _ in switching.held} == {("reference", str(stories))[number % 2]}
     assert resident() < 1.1 * before

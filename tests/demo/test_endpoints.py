@@ -153,8 +153,8 @@ def test_a_cancelled_visitor_leaves_the_queue(page):
 
 
 def test_memory_does_not_grow_with_switches(page, client):
-    """Twenty other schemes, more than fit at once: the page lets go of them."""
-    schemes = [f"W{w}KV{kv}" for w in (2, 3, 4, 5, 6) for kv in (2, 4, 6, 8)]
+    """Other schemes, more than fit at once: the page lets go of them."""
+    schemes = [f"W{w}KV{kv}" for w in (2, 4, 6) for kv in (2, 4, 8)]
     for scheme in schemes[:4]:
         ask(client, "compare", "hi", right=scheme, max_new_tokens=2)
     before = page.resident()

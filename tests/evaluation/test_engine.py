@@ -309,8 +309,8 @@ def kept(out):
 
 
 @pytest.mark.slow
-def test_two_machines_and_a_killed_run_give_the_same_records(stories, data, tmp_path):
-    """torchrun on two machines that share nothing; kill -9 and the same command again; one process: all the same."""
+def test_two_machines_give_the_same_records(stories, data, tmp_path):
+    """torchrun on two machines that share nothing, and one process: all the same."""
     words = command("model", "data", "out", "--limit", "24", "--quiet")
     alone = machine(stories, data, tmp_path / "alone")
     once = subprocess.run(words, cwd=alone, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
@@ -322,26 +322,13 @@ def test_two_machines_and_a_killed_run_give_the_same_records(stories, data, tmp_
     assert said.count("qllm_piqa") == 1 and other == ""  # one process speaks
     assert not (folders[1] / "out").exists()  # and writes
 
-    killed = machine(stories, data, tmp_path / "killed")
-    out = killed / "out"
-    with subprocess.Popen(
-        words, cwd=killed, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    ) as run:
-        until = time.monotonic() + 200
-        while not list(out.glob("answers/*.jsonl")) and time.monotonic() < until:
-            time.sleep(0.02)
-        run.send_signal(signal.SIGKILL)
-    assert list(out.glob("answers/*.jsonl")) and len(kept(out)) < 3
-    again = subprocess.run(words, cwd=killed, env=ENVIRONMENT, capture_output=True, timeout=300)
-    assert again.returncode == 0, again.stderr
-
     expected = kept(alone / "out")
     assert len(expected) == 3
-    for found in (folders[0] / "out", out):
-        assert kept(found) == expected, found
-        for path in (alone / "out" / "samples").rglob("*.jsonl"):
-            assert (found / path.relative_to(alone / "out")).read_bytes() == path.read_bytes()
-        assert not (found / "answers").exists()
+    found = folders[0] / "out"
+    assert kept(found) == expected, found
+    for path in (alone / "out" / "samples").rglob("*.jsonl"):
+        assert (found / path.relative_to(alone / "out")).read_bytes() == path.read_bytes()
+    assert not (found / "answers").exists()
 
 
 @pytest.mark.slow

@@ -42,7 +42,13 @@ def guarded(tensor: torch.Tensor, at_start: bool) -> torch.Tensor:
     return copy.copy_(tensor)
 
 
-def main(level: str, extra_tokens: int = 0) -> None:
+def main(levels: str, extra_tokens: int = 0) -> None:
+    """Tries levels of the library, given with commas between, one after another."""
+    for level in levels.split(","):
+        print(f"{level}: {compare(level, extra_tokens)} products touched nothing beside their memory")
+
+
+def compare(level: str, extra_tokens: int) -> int:
     """Bits x groups x shapes x dtypes x A16 and A8 x tokens, every tensor at the start or at the end of its pages."""
     library = cpu.library()
     library.set_level(level)
@@ -63,7 +69,7 @@ def main(level: str, extra_tokens: int = 0) -> None:
             assert y.equal(expected), (bits, group_size, rows, length, dtype, a, tokens)
             del parts, x, bias, y, prepared
             areas.clear()
-    print(f"{compared} products touched nothing beside their memory")
+    return compared
 
 
 if __name__ == "__main__":

@@ -27,12 +27,9 @@ def watch(event: str, arguments: tuple[Any, ...]) -> None:
 
 STEPS = {
     "quantize": "quantize reference --scheme W4KV4 -o packed",
-    "quantize with text": "quantize reference --scheme W3 --method gptq --calibration curriculum --samples 2 -o gptq",
     "info": "info packed --verify",
     "generate": "generate packed Once --max-new-tokens 2",
-    "evaluate": "evaluate packed --tasks mini_cloze --limit 2 -o results",
     "sweep": "sweep reference --schemes W4 --tasks mini_cloze --limit 2 -o sweep",
-    "report": "report sweep",
     "recommend": "recommend reference --measured sweep",
     "published": "published --model OPT-6.7B --scheme W4",
     "stats": "stats reference -o stats",

@@ -1,6 +1,5 @@
 """A sweep measures every pair once, goes on after a kill, and notes what fails."""
 
-import json
 import shutil
 import signal
 import subprocess
@@ -12,6 +11,7 @@ from made_results import add
 from measured_results import results_of
 
 from qllm_hf.errors import CheckpointError, ModelError
+from qllm_hf.evaluation.lines import read_lines
 from qllm_hf.evaluation.record import Record
 from qllm_hf.evaluation.store import Store
 from qllm_hf.loading import load_tokenizer
@@ -146,5 +146,5 @@ def test_folder_of_another_model_is_refused(tmp_path):
 
 def test_records_are_those_of_evaluate(whole):
     """The same fields as a single run of `evaluate`, and as JSON the same again."""
-    for line in (whole[0] / "records.jsonl").read_text().splitlines():
-        assert Record.from_json(json.loads(line)).to_json() == json.loads(line)
+    for line in read_lines(whole[0] / "records.jsonl"):
+        assert Record.from_json(line).to_json() == line
