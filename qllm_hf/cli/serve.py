@@ -10,6 +10,7 @@ import typer
 
 from . import options
 from .output import UsageError, answering, note
+from .stopping import keeps
 
 
 def serve(
@@ -94,5 +95,6 @@ def serve(
         if quiet:
             hush(server)
         note(f"model {served!r} at {address_of(bound)}/v1 (Ctrl-C ends it)")
+        keeps("clients whose answers were not done have been told")
         with contextlib.suppress(KeyboardInterrupt):  # which uvicorn raises again when everything is closed
             server.run(sockets=[bound])
