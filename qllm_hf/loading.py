@@ -112,7 +112,7 @@ def quantization_of(config: dict[str, Any]) -> QllmConfig | None:
         raise CheckpointError("quantization_config in config.json is no object. Is the file damaged?")
     if quantization.get("quant_method") != QUANT_METHOD:
         raise ModelError(
-            f"these weights are already quantized, by {quantization.get('quant_method')!r}. "
+            f"config.json says that these weights are already quantized, by {quantization.get('quant_method')!r}. "
             "Give the float model they came from."
         )
     with refusing("quantization_config in config.json cannot be read"):

@@ -10,6 +10,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 import importlib.util
 import json
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
@@ -23,6 +24,9 @@ REPO = Path(__file__).resolve().parent.parent
 def pytest_configure() -> None:
     if importlib.util.find_spec("qllm_hf") is None:
         raise pytest.UsageError("qllm_hf is not installed. Run `make test`, or `pip install -e '.[test]'` first.")
+    # A shell lets what it starts in the background ignore Ctrl-C, and tests send it.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     # More threads make the small tensors of tests slower, and results depend on their number.
     torch.set_num_threads(1)
 

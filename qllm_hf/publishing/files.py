@@ -73,6 +73,10 @@ def pack(model: Quantized, repo: str, results: str | Path | None) -> Package:
     """
     contents, left_out = _choose(model)
     path = model.folder / CARD
+    if path.is_symlink():
+        raise PublishError(
+            f"{path} is a link to elsewhere, and only what is in the folder is sent. Put the file there."
+        )
     existing = read_text(path) if path.is_file() else None
     for name, content in contents.items():
         if name.endswith(".jsonl") and isinstance(content, Path):

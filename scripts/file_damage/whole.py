@@ -11,7 +11,10 @@ from .values import DEEP, flip
 
 def cut(rng: random.Random, path: Path) -> None:
     raw = path.read_bytes()
-    path.write_bytes(raw[: rng.choice([0, 1, 7, 8, 9, rng.randrange(len(raw)), len(raw) - 1])])
+    length = rng.choice([0, 1, 7, 8, 9, rng.randrange(len(raw)), len(raw) - 1])
+    if path.suffix == ".jsonl" and raw[:length][-1:] in (b"", b"\n"):
+        length += 1  # lines that are gone as a whole leave no gap: "lines moved" tries that
+    path.write_bytes(raw[:length])
 
 
 def grow(rng: random.Random, path: Path) -> None:

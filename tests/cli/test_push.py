@@ -389,7 +389,8 @@ def test_a_card_of_other_weights_is_refused(copy):
     assert "is of other weights" in message and "qllm-hf card" in message
 
 
-def test_weights_elsewhere_are_refused(copy, tmp_path):
-    (copy / "model.safetensors").rename(tmp_path / "elsewhere.safetensors")
-    (copy / "model.safetensors").symlink_to(tmp_path / "elsewhere.safetensors")
-    assert "is a link" in run("push", copy, "ann/model", "--dry-run", code=1).stderr
+@pytest.mark.parametrize("name", ["model.safetensors", "README.md"])
+def test_files_elsewhere_are_refused(copy, name, tmp_path):
+    shutil.move(copy / name, tmp_path / "elsewhere") if (copy / name).exists() else (tmp_path / "elsewhere").touch()
+    (copy / name).symlink_to(tmp_path / "elsewhere")
+    assert f"{name} is a link" in run("push", copy, "ann/model", "--dry-run", code=1).stderr
