@@ -69,7 +69,7 @@ test-lowest:
 	$(call heading,Install the lowest versions into $(LOWEST))
 	rm -rf $(LOWEST) build/lib build/bdist.* *.egg-info
 	$(PYTHON) -m venv $(LOWEST)
-	$(LOWEST)/bin/python -m pip install --quiet --upgrade pip packaging
+	$(LOWEST)/bin/python -m pip install --quiet --upgrade pip packaging tomli
 	$(LOWEST)/bin/python scripts/lower_bounds.py > $(LOWEST)/constraints.txt
 	$(LOWEST)/bin/python -m pip install --quiet --no-compile -c $(LOWEST)/constraints.txt ".[test]"
 	$(call heading,Tests with the lowest versions)
