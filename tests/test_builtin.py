@@ -26,7 +26,7 @@ from qllm_hf.evaluation.record import ability_scores
 from qllm_hf.loading import load_model, load_tokenizer, local_folder
 
 FOLDER = Path(qllm_hf.reference_model())
-ITEMS = 30
+ITEMS = 20
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,7 @@ def reference(scheme: str):
 
 @pytest.fixture(scope="module")
 def scores(tokenizer):
-    """{scheme: {task: record}}, on 30 items of each task."""
+    """{scheme: {task: record}}, on 20 items of each task."""
     return {
         scheme: {record.task: record for record in evaluate(reference(scheme), tokenizer, scheme, limit=ITEMS)}
         for scheme in ("FP16", "W8", "KV8", "W2")
