@@ -27,6 +27,13 @@ from upstream.uses import Use, uses_of
 
 REPO = Path(__file__).resolve().parent.parent
 SOURCES = (REPO / "qllm_hf", REPO / "kernels" / "torch-ext")
+_LLAMA = "transformers.models.llama.modeling_llama"
+BY_NAME = {
+    f"{_LLAMA}.LlamaAttention.forward": "qllm_hf/hooks.py: CACHE_ARGUMENTS",
+    f"{_LLAMA}.LlamaForCausalLM.forward": "qllm_hf/evaluation/lm.py",
+    "transformers.cache_utils.CacheLayerMixin.update": "qllm_hf/cache_layers.py",
+}
+"""What no import shows: functions of models whose arguments we know by their names, and where."""
 
 
 def look(uses: dict[str, Use]) -> dict[str, Seen]:
@@ -65,7 +72,7 @@ def main() -> int:
     action.add_argument("--compare", type=Path, metavar="FILE")
     given = parser.parse_args()
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    uses = uses_of(SOURCES, REPO)
+    uses = uses_of(SOURCES, REPO) | {name: Use(name, place) for name, place in BY_NAME.items()}
     now = look(uses)
     versions = sorted({version_of(name) for name, seen in now.items() if seen.kind != ABSENT})
     if given.write:

@@ -114,3 +114,9 @@ def test_what_we_import_of_transformers_is_there(canary):
     assert len(uses) > 50
     gone = {name for name, seen in canary.look(uses).items() if seen.kind == "gone" and not uses[name].overridden}
     assert not gone, "imports that would fail, or stand behind a look at the version"
+
+
+@pytest.mark.oldest
+def test_functions_that_are_known_by_their_arguments_are_there(canary):
+    uses = {name: canary.Use(name, place) for name, place in canary.BY_NAME.items()}
+    assert all(seen.kind == "function" for seen in canary.look(uses).values())
