@@ -257,7 +257,8 @@ def read_results(folder: str | Path, *, strict: bool = False) -> Results:
         )
     models = list(dict.fromkeys((record.model, record.revision) for record in records))
     if len(models) > 1:
-        named = ", ".join(f"{model or '(no name)'} ({revision or 'no revision'})" for model, revision in models)
+        names = (f"{model or '(no name)'} ({revision or 'no revision'})" for model, revision in models)
+        named = short_text(", ".join(map(short_text, names)))
         raise CheckpointError(
             f"the records in {str(folder)!r} are of {len(models)} models: {named}. Scores of different models cannot "
             "be compared as schemes of one. Give each model a folder of its own."
