@@ -29,12 +29,12 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from load.report import PROBE_SECONDS, Run, add_options, finish, free_port, memory_lines, probe, wait_for
+from load.process import observed
+from load.report import PROBE_SECONDS, Run, add_options, finish, memory_lines, probe
 from load.watching import watch, watch_tidied
 from load.wire import Reply, Wire, ask, request
 
@@ -66,20 +66,9 @@ def alone() -> dict[tuple[str, str], str]:
     return found
 
 
-@contextlib.contextmanager
-def page(plant: str, log: Path) -> Iterator[tuple[subprocess.Popen[bytes], int, int]]:
+def page(plant: str, log: Path) -> contextlib.AbstractContextManager[tuple[subprocess.Popen[bytes], int, int]]:
     """A running page, its port, and that of the window into it."""
-    port, window = free_port(), free_port()
-    command = [sys.executable, str(Path(__file__).parent / "load" / "observed.py"), str(window), plant]
-    command += ["demo", "--no-hub", "--no-push", "--memory", MEMORY, "--port", str(port)]
-    with log.open("wb") as written:
-        process = subprocess.Popen(command, stdout=written, stderr=subprocess.STDOUT)
-    try:
-        wait_for(process, f"http://127.0.0.1:{port}/gradio_api/info", log)
-        yield process, port, window
-    finally:
-        process.kill()
-        process.wait()
+    return observed(["demo", "--no-hub", "--no-push", "--memory", MEMORY], plant, "/gradio_api/info", log)
 
 
 async def call(port: int, name: str, data: list[Any], seconds: float | None = None) -> Reply:

@@ -32,13 +32,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from load.answers import Answers
 from load.kinds import KINDS, PATIENCE, Client, WrongError
-from load.report import Run, add_options, finish, free_port, memory_lines, probe, wait_for
+from load.process import observed
+from load.report import Run, add_options, finish, memory_lines, probe
 from load.watching import Sample, ask_window, watch, watch_tidied
 from load.wire import Wire, request
 
@@ -48,21 +48,12 @@ from qllm_hf.loading import load_model, load_tokenizer, save_model
 FREE_SECONDS = 5.0
 
 
-@contextlib.contextmanager
-def server(folder: Path, plant: str, together: bool, log: Path) -> Iterator[tuple[subprocess.Popen[bytes], int, int]]:
+def server(
+    folder: Path, plant: str, together: bool, log: Path
+) -> contextlib.AbstractContextManager[tuple[subprocess.Popen[bytes], int, int]]:
     """A running server, its port, and that of the window into it."""
-    port, window = free_port(), free_port()
-    command = [sys.executable, str(Path(__file__).parent / "load" / "observed.py"), str(window), plant]
-    command += ["serve", str(folder), "--dtype", "float32", "--port", str(port), "--max-requests", "48"]
-    command += ["--continuous-batching"] if together else []
-    with log.open("wb") as written:
-        process = subprocess.Popen(command, stdout=written, stderr=subprocess.STDOUT)
-    try:
-        wait_for(process, f"http://127.0.0.1:{port}/health", log)
-        yield process, port, window
-    finally:
-        process.kill()
-        process.wait()
+    words = ["serve", str(folder), "--dtype", "float32", "--max-requests", "48"]
+    return observed([*words, *(["--continuous-batching"] if together else [])], plant, "/health", log)
 
 
 async def visit(run: Run, client: Client, until: float) -> None:

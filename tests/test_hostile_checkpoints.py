@@ -8,7 +8,6 @@ import json
 import os
 import random
 import shutil
-import sys
 import zlib
 from pathlib import Path
 
@@ -28,17 +27,11 @@ from qllm_hf.loading import load_model, load_tokenizer, load_whole, save_model
 from qllm_hf.safetensors_stream import Item, write_items
 from qllm_hf.strict_json import parse_object
 
-SCRIPTS = Path(__file__).resolve().parent.parent / "scripts"
-
 
 @pytest.fixture(scope="module")
 def fuzz():
     """The campaign, as a module."""
-    sys.path.insert(0, str(SCRIPTS))
-    try:
-        return importlib.import_module("fuzz_checkpoints")
-    finally:
-        sys.path.remove(str(SCRIPTS))
+    return importlib.import_module("fuzz_checkpoints")
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,6 @@ import json
 import os
 import random
 import socket
-import sys
 import threading
 import time
 from dataclasses import dataclass
@@ -26,7 +25,6 @@ from qllm_hf.shown import is_cut, printable, short
 from qllm_hf.strict_json import parse_object, with_checksum, without_checksum
 from qllm_hf.typed import fits, made_of
 
-SCRIPTS = Path(__file__).resolve().parent.parent / "scripts"
 QUICK = ("results", "bench", "judge prompts", "judge cache", "sensitivity table", "awq result")
 
 
@@ -41,15 +39,11 @@ def make_results(folder: Path) -> None:
 @pytest.fixture(scope="module")
 def fuzz():
     """The campaign, as a module, with a cheap folder of results."""
-    sys.path.insert(0, str(SCRIPTS))
-    try:
-        module = importlib.import_module("fuzz_files")
-        before = module.SUBJECTS["results"]
-        module.SUBJECTS["results"] = before._replace(make=make_results)
-        yield module
-        module.SUBJECTS["results"] = before
-    finally:
-        sys.path.remove(str(SCRIPTS))
+    module = importlib.import_module("fuzz_files")
+    before = module.SUBJECTS["results"]
+    module.SUBJECTS["results"] = before._replace(make=make_results)
+    yield module
+    module.SUBJECTS["results"] = before
 
 
 def test_a_share_of_the_campaign(fuzz):

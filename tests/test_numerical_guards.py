@@ -4,10 +4,8 @@
 and so do faults that it has to find. What it found once has a test of its own below.
 """
 
-import importlib.util
-import sys
+import importlib
 import warnings
-from pathlib import Path
 
 import pytest
 import torch
@@ -27,17 +25,11 @@ from qllm_hf.scheme import PER_ROW, Spec
 from qllm_kernels import cpu
 
 NAN, INF = float("nan"), float("inf")
-SCRIPT = Path(__file__).resolve().parents[1] / "scripts" / "fuzz_numbers.py"
 
 
 @pytest.fixture(scope="module")
 def fuzz():
-    before = list(sys.path)
-    spec = importlib.util.spec_from_file_location("fuzz_numbers", SCRIPT)
-    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    yield module
-    sys.path[:] = before
+    return importlib.import_module("fuzz_numbers")
 
 
 def on_each_level(run):

@@ -4,14 +4,10 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import contextlib
 import csv
-import socket
 import statistics
-import subprocess
 import sys
 import time
-import urllib.request
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -46,24 +42,6 @@ def add_options(parser: argparse.ArgumentParser, plants: Sequence[str]) -> None:
     parser.add_argument("--slack", type=float, default=1, help="times all bounds of seconds, on a machine that is busy")
     parser.add_argument("--plant", choices=plants, default="none", help="break it on purpose: the run has to find it")
     parser.add_argument("--csv", type=Path, help="write a line per second: memory, files, threads")
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def wait_for(process: subprocess.Popen[bytes], url: str, log: Path) -> None:
-    """Until an address answers. Raises SystemExit if it never does."""
-    deadline = time.monotonic() + 300
-    while True:
-        with contextlib.suppress(OSError):
-            urllib.request.urlopen(url, timeout=5).close()
-            return
-        if process.poll() is not None or time.monotonic() > deadline:
-            raise SystemExit(f"it did not start:\n{log.read_text()}")
-        time.sleep(0.2)
 
 
 async def probe(run: Run, port: int, paths: Sequence[str], slack: float) -> None:

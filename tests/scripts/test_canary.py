@@ -1,12 +1,9 @@
 """What our sources use of other libraries is found there, and what moves in them is named."""
 
-import importlib.util
+import importlib
 import sys
-from pathlib import Path
 
 import pytest
-
-REPO = Path(__file__).resolve().parents[2]
 
 OURS = """
 import library
@@ -45,10 +42,7 @@ class Base:
 
 @pytest.fixture(scope="module")
 def canary():
-    spec = importlib.util.spec_from_file_location("canary", REPO / "scripts" / "canary.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return importlib.import_module("canary")
 
 
 @pytest.fixture

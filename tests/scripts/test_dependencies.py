@@ -1,8 +1,7 @@
 """What an installation brings along is known: from which version on, and under which licence."""
 
-import importlib.util
+import importlib
 import re
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,20 +10,9 @@ from packaging.requirements import Requirement
 REPO = Path(__file__).resolve().parents[2]
 
 
-def script(name: str):
-    sys.path.insert(0, str(REPO / "scripts"))
-    try:
-        spec = importlib.util.spec_from_file_location(name, REPO / "scripts" / f"{name}.py")
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-    finally:
-        sys.path.pop(0)
-    return module
-
-
 @pytest.fixture(scope="module")
 def bounds():
-    return script("lower_bounds")
+    return importlib.import_module("lower_bounds")
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +55,7 @@ def test_licences_of_all_are_listed(project):
 
 
 def test_the_page_is_read_from_what_is_installed(project, monkeypatch, tmp_path):
-    licences = script("licences")
+    licences = importlib.import_module("licences")
     assert licences.licence_of("typer") == "MIT"
     assert licences.licence_of("torch").startswith("BSD")
     names = licences.closure(licences.needed(["transformers>=5", "nothing-of-this; extra == 'no'"]))

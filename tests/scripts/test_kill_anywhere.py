@@ -2,24 +2,18 @@
 
 import random
 import sys
-from pathlib import Path
 
 import pytest
 
 from qllm_hf import whole
-
-SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 
 
 @pytest.fixture(scope="module")
 def deaths():
     if sys.platform != "linux":
         pytest.skip("needs Linux")
-    sys.path.insert(0, str(SCRIPTS))
-    try:
-        from deaths import jobs, trials
-    finally:
-        sys.path.remove(str(SCRIPTS))
+    from deaths import jobs, trials
+
     return jobs, trials
 
 

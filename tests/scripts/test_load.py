@@ -3,20 +3,13 @@
 import argparse
 import importlib
 import random
-import sys
-from pathlib import Path
 
 import pytest
 
 
 @pytest.fixture(scope="module")
 def load():
-    scripts = str(Path(__file__).resolve().parents[2] / "scripts")
-    sys.path.insert(0, scripts)
-    try:
-        return {name: importlib.import_module(f"load.{name}") for name in ("watching", "report")}
-    finally:
-        sys.path.remove(scripts)
+    return {name: importlib.import_module(f"load.{name}") for name in ("watching", "report")}
 
 
 def samples(load, rise: float, minutes: int = 10, seed: int = 0):

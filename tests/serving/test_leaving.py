@@ -4,11 +4,9 @@ import asyncio
 import contextlib
 import importlib
 import socket
-import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
 from transformers.utils.import_utils import is_serve_available
@@ -35,12 +33,7 @@ CACHE = 4096
 @pytest.fixture(scope="module")
 def load():
     """The clients of `scripts/load_server.py`, as modules."""
-    scripts = str(Path(__file__).resolve().parents[2] / "scripts")
-    sys.path.insert(0, scripts)
-    try:
-        return {name: importlib.import_module(f"load.{name}") for name in ("wire", "nonsense")}
-    finally:
-        sys.path.remove(scripts)
+    return {name: importlib.import_module(f"load.{name}") for name in ("wire", "nonsense")}
 
 
 class Running:
