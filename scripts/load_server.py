@@ -129,7 +129,7 @@ async def campaign(run: Run, given: argparse.Namespace, folder: Path, log: Path)
         freed = await quiet(run, window)
         await asyncio.sleep(3)
         await watch_once(run, process.pid)
-        took = [max(freed[name].values()) - when for name, when in run.left.items() if name in freed]
+        took = [max(0.0, max(freed[name].values()) - when) for name, when in run.left.items() if name in freed]
         late = [each for each in took if each > given.slack * FREE_SECONDS]
         if late:
             run.fault(f"{len(late)} clients left and were freed only after up to {max(late):.1f} s")

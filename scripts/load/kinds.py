@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 
 from .answers import Answers, Wanted
 from .nonsense import NONSENSE
-from .wire import Reply, Wire, ask, chunked, request, text_of
+from .wire import LEAVING, Reply, Wire, ask, chunked, request, text_of
 
 PATIENCE = 300.0
 """Seconds within which everything has to be answered; with 50 clients on two cores a place may take a while."""
@@ -103,7 +103,7 @@ async def leaves_a_stream(client: Client) -> str:
 
 
 async def _leave(client: Client, more: dict[str, bool], seconds: float) -> str:
-    name = uuid.uuid4().hex
+    name = LEAVING + uuid.uuid4().hex
     async with Wire.to(client.port) as wire:
         await wire.send(request("/v1/completions", client.answers.long() | more, x_request_id=name))
         with contextlib.suppress(asyncio.TimeoutError):
@@ -131,7 +131,7 @@ async def reads_slowly(client: Client) -> str:
 
 async def reads_nothing(client: Client) -> str:
     """Asks for a long stream and looks away."""
-    name = uuid.uuid4().hex
+    name = LEAVING + uuid.uuid4().hex
     async with Wire.to(client.port) as wire:
         body = client.answers.long() | {"stream": True}
         await wire.send(request("/v1/completions", body, x_request_id=name))

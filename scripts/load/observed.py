@@ -17,6 +17,7 @@ import sys
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -24,12 +25,14 @@ import psutil
 from transformers.cli.serving import utils
 from transformers.generation.continuous_batching.scheduler import Scheduler
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from load.wire import LEAVING
 from qllm_hf.cli.main import main
 from qllm_hf.demo import compare, writing
 from qllm_hf.serving import batched, caller, fitting, gate, server, stopping
 
 FREED: dict[str, dict[str, float]] = {}
-"""{id that a client gave: {"place" | "engine": time.monotonic() when it was free again}}"""
+"""{name of a client that means to leave: {"place" | "engine": time.monotonic() when it was free again}}"""
 SEEN: dict[str, Any] = {}
 _names: WeakKeyDictionary[Any, str] = WeakKeyDictionary()
 _leaked: list[bytearray] = []
@@ -83,11 +86,11 @@ def open_window(port: int) -> None:
 
 
 def watch_inside() -> None:
-    """Note when places and engines are free again after a client left."""
+    """Note when places and engines are free again, whatever the server knows of clients that left."""
 
-    def note(who: Any, what: str) -> None:
-        if who.reason == "left" and who in _names:
-            FREED.setdefault(_names[who], {})[what] = time.monotonic()
+    def note(name: str, what: str) -> None:
+        if name.startswith(LEAVING):
+            FREED.setdefault(name, {})[what] = time.monotonic()
 
     answer, generate = gate.Gate._answer, stopping.Stoppable.generate
     cancel, clear = batched.cancel, Scheduler.clear_cancelled_requests
@@ -99,7 +102,7 @@ def watch_inside() -> None:
         try:
             await answer(self, scope, body, send, who)
         finally:
-            note(who, "place")
+            note(_names[who], "place")
 
     def generating(self: Any, **options: Any) -> Any:
         SEEN["running"] = SEEN.get("running", 0) + 1
@@ -107,7 +110,7 @@ def watch_inside() -> None:
             return generate(self, **options)
         finally:
             SEEN["running"] -= 1
-            note(self._caller, "engine")
+            note(_names.get(self._caller, ""), "engine")
 
     def cancelling(manager: Any, key: str) -> None:
         by_key[key] = _names.get(caller.current(), "")
@@ -117,7 +120,7 @@ def watch_inside() -> None:
         wanted = list(self._requests_to_cancel)
         found = clear(self)
         for key in wanted:
-            FREED.setdefault(by_key.pop(key, ""), {})["engine"] = time.monotonic()
+            note(by_key.pop(key, ""), "engine")
         return found
 
     def making(config: Any, found: Any, close: Any) -> Any:

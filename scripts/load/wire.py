@@ -8,6 +8,9 @@ import json
 from collections.abc import AsyncIterator
 from typing import Any, NamedTuple
 
+LEAVING = "leaves-"
+"""How the ids of requests begin whose clients will close their connections: when those are freed is noted."""
+
 
 class Reply(NamedTuple):
     """What came back whole."""
