@@ -29,6 +29,7 @@ from .methods.engine import calibrate_
 from .methods.residence import OnDisk
 from .methods.work import SCRATCH, Work
 from .plan import make_plan
+from .scratch import temporary_folder
 from .steady import unchanged
 from .whole import claiming
 
@@ -70,7 +71,10 @@ def offloaded(
     name = block_list(shapes, make_plan(shapes, QllmConfig(w=4)))
     device_map = _device_map(shapes, name)
     bars = logging.is_progress_bar_enabled()
-    with tempfile.TemporaryDirectory(prefix=SCRATCH, dir=scratch) as temporary:
+    rewritten: contextlib.AbstractContextManager[Any] = (
+        tempfile.TemporaryDirectory(prefix=SCRATCH, dir=scratch) if scratch else temporary_folder("qllm-offload")
+    )
+    with rewritten as rewritten_folder:
         told = python_logging.getLogger("accelerate.big_modeling")
         level = told.level
         told.setLevel(python_logging.ERROR)  # that blocks are on the meta device is what was asked for
@@ -80,7 +84,7 @@ def offloaded(
                 name_or_path,
                 dtype=dtype,
                 device_map=device_map,
-                offload_folder=temporary,
+                offload_folder=rewritten_folder,
                 trust_remote_code=trust_remote_code,
             )
         finally:

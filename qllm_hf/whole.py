@@ -13,17 +13,16 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
-import hashlib
 import os
 import re
 import shutil
-import socket
 import sys
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from .lock import beside, holding, undisturbed
+from .processes import is_alive, this_machine
 
 WAIT = "Wait for it to end, or give another folder."
 _AT_FDCWD, _EXCHANGE = -100, 2  # linux/fcntl.h, linux/fs.h
@@ -37,7 +36,7 @@ def whole_file(path: Path) -> Iterator[Path]:
         OSError: with the name of the file.
     """
     remove_left_files(path)
-    partial = path.with_name(f".{path.name}.{_machine()}-{os.getpid()}.partial")
+    partial = path.with_name(f".{path.name}.{this_machine()}-{os.getpid()}.partial")
     try:
         with naming(path):
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -119,9 +118,9 @@ def _restore(place: Path) -> None:
 
 def remove_left_files(path: Path) -> None:
     """Remove what processes of this machine that are gone left of a file on its way."""
-    found = re.compile(rf"\.{re.escape(path.name)}\.{_machine()}-(\d+)\.partial")
+    found = re.compile(rf"\.{re.escape(path.name)}\.{this_machine()}-(\d+)\.partial")
     for sibling in _siblings(path):
-        if (match := found.fullmatch(sibling.name)) and not _is_alive(int(match[1])):
+        if (match := found.fullmatch(sibling.name)) and not is_alive(int(match[1])):
             sibling.unlink(missing_ok=True)
 
 
@@ -184,19 +183,3 @@ def _siblings(path: Path) -> list[Path]:
         return sorted(path.parent.iterdir())
     except OSError:
         return []
-
-
-def _machine() -> str:
-    return hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
-
-
-def _is_alive(pid: int) -> bool:
-    if sys.platform == "win32":  # where the question would end it
-        return True
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except (PermissionError, OverflowError):
-        return True
-    return True

@@ -43,7 +43,7 @@ def main() -> None:
     if not points.is_loaded():
         points.start_again_with_points()
 
-    from deaths.jobs import JOBS, import_all, make_base
+    from deaths.jobs import JOBS, import_all, make_base, make_scores
     from deaths.trials import KILLS, PLANTS, WAYS, Trials
 
     chosen = list(JOBS) if given.jobs == "all" else given.jobs.split(",")
@@ -58,6 +58,8 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as scratch:
             base = Path(scratch) / "base"
             make_base(base)
+            if any(JOBS[name].scores for name in chosen):
+                make_scores(base)
             import_all()
             for name in chosen:
                 trials = Trials(name, base, Path(scratch))

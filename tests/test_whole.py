@@ -10,6 +10,7 @@ import pytest
 
 from qllm_hf import whole
 from qllm_hf.errors import BusyError
+from qllm_hf.processes import this_machine
 from qllm_hf.whole import claiming, naming, whole_file, whole_folder, write_whole
 
 
@@ -41,7 +42,7 @@ def test_a_file_is_as_before_if_anything_fails(tmp_path):
 def test_what_dead_processes_left_is_removed_and_what_living_ones_write_is_not(tmp_path):
     ended = subprocess.Popen(["true"])
     ended.wait()
-    mine = whole._machine()
+    mine = this_machine()
     dead, alive = (tmp_path / f".x.json.{mine}-{pid}.partial" for pid in (ended.pid, os.getppid()))
     elsewhere = tmp_path / f".x.json.{'0' * 8}-{ended.pid}.partial"
     for path in (dead, alive, elsewhere):

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import signal
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -126,18 +125,10 @@ def _silent(text: str) -> None:
     """Says nothing."""
 
 
-def stop_politely(ranks: Ranks, out: Path | None) -> None:
-    """When the program is told to end (torchrun does so when another process died), it says what is kept."""
-    kept = (
-        f"what was answered is kept in {str(out)!r}: the same command goes on from there" if out else "nothing is kept"
-    )
-    keeps(kept)
-
-    def stop(number: int, frame: Any) -> None:
-        note(f"stopped by a signal; {kept}." if ranks.is_first else f"process {ranks.rank} was stopped.")
-        raise SystemExit(128 + number)
-
-    signal.signal(signal.SIGTERM, stop)
+def keeps_answers(ranks: Ranks, out: Path | None) -> None:
+    """What a run that is stopped leaves; torchrun stops all others when a process died."""
+    kept = f"what was answered is kept in {str(out)!r}: the same command goes on from there"
+    keeps(kept if out else "nothing is kept", rank=ranks.rank)
 
 
 def remark(record: Record) -> str:

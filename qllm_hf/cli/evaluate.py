@@ -73,7 +73,7 @@ def evaluate(
         from ..reporting.model import scheme_of
 
         with this_process(one_model=tensor_parallel).together() as ranks, contextlib.ExitStack() as held:
-            asking.stop_politely(ranks, out)
+            asking.keeps_answers(ranks, out)
             if ranks.is_first:  # before a model is loaded
                 held.enter_context(writing(out))
             engine.check(names, limit=limit, data_dir=data_dir, shots=shots, has_rater=judge is not None)

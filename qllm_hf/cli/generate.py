@@ -54,7 +54,7 @@ def generate(
         where = options.placing(device_map, max_memory, offload_folder)
         config = options.make_config(scheme, keep, override, quantize_head=quantize_head)
 
-        from transformers import LogitsProcessorList, TextStreamer, set_seed
+        from transformers import LogitsProcessorList, set_seed
 
         from .. import finite
         from ..cache import cache_nbytes
@@ -62,6 +62,7 @@ def generate(
         from ..reporting.model import scheme_of
         from ..reporting.tensors import parameter_bytes
         from ..reporting.text import bytes_text
+        from .streaming import TerminalStreamer
 
         tokenizer = load_tokenizer(model, trust_remote_code=trust_remote_code)
         encoded = _encode(tokenizer, prompt, chat)
@@ -81,7 +82,7 @@ def generate(
                 max_new_tokens=max_new_tokens,
                 do_sample=temperature > 0,
                 return_dict_in_generate=True,
-                streamer=TextStreamer(tokenizer, skip_prompt=chat, skip_special_tokens=True) if streamed else None,
+                streamer=TerminalStreamer(tokenizer, skip_prompt=chat, skip_special_tokens=True) if streamed else None,
                 logits_processor=LogitsProcessorList([finite.FiniteLogits()]),
                 **sampling,
             )

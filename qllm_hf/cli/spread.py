@@ -9,8 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import asking
-from .output import UsageError, answer, note
+from .output import UsageError, answer
+from .stopping import listen_again
 
 if TYPE_CHECKING:
     from ..cluster.run import Spread
@@ -38,24 +38,19 @@ def on_ray(
     """
     from ..cluster.ray_pool import RayPool
     from ..cluster.run import sweep_on
-    from ..evaluation.ranks import Ranks
     from ..results import write_command
 
     cpus, gpus, retries = settings
     progress, tell = say
     out = wanted[-1]
     pool = RayPool(address, cpus=cpus, gpus=gpus)
-    asking.stop_politely(Ranks(), out)  # again: Ray has put its own in place of it
+    listen_again()  # Ray has put its own handler in place of ours
     write_command(out, command)
     if asked.data_dir is not None:  # workers run in another folder
         asked = replace(asked, data_dir=str(Path(asked.data_dir).expanduser().resolve()))
-    try:
-        # Ray prints whole logs of machines that are gone to stdout, which is for the answer; `tell` says it in a line
-        with contextlib.redirect_stdout(io.StringIO()):
-            return sweep_on(pool, subject, *wanted, asked, progress, retries=retries, tell=tell)
-    except KeyboardInterrupt:
-        note(f"stopped; what was measured is kept in {str(out)!r}: the same command goes on from there.")
-        raise SystemExit(130) from None
+    # Ray prints whole logs of machines that are gone to stdout, which is for the answer; `tell` says it in a line
+    with contextlib.redirect_stdout(io.StringIO()):
+        return sweep_on(pool, subject, *wanted, asked, progress, retries=retries, tell=tell)
 
 
 def print_hub_jobs(

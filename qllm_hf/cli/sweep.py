@@ -160,7 +160,7 @@ def sweep(
         from ..sweep.schemes import parse_candidates
 
         with this_process().together() as ranks, contextlib.ExitStack() as held:
-            asking.stop_politely(ranks, out)
+            asking.keeps_answers(ranks, out)
             if ranks.is_first:
                 held.enter_context(writing(out))
             talks = not quiet and ranks.is_first

@@ -5,7 +5,6 @@ Nothing here knows who asks. What comes out is small and whole: the records and 
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from ..evaluation.store import Store
 from ..loading import load_tokenizer, local_folder, model_on_meta
 from ..reporting.model import report
 from ..results import Size
+from ..scratch import temporary_folder
 from ..sweep.models import Models
 from ..sweep.run import noted
 from ..sweep.schedule import is_informative
@@ -128,8 +128,8 @@ class Seen:
 def measure(order: Order) -> Iterator[Made | Scored | Failed]:
     """What comes of a job, step by step; an error is its last step and is not raised."""
     try:
-        with tempfile.TemporaryDirectory(prefix="qllm-job-") as folder:
-            yield from _measure(order, Path(folder))
+        with temporary_folder("qllm-job") as folder:
+            yield from _measure(order, folder)
     except (ValueError, RuntimeError, MemoryError, OSError) as error:
         yield Failed(first_line(error), again=isinstance(error, MemoryError | torch.OutOfMemoryError))
 

@@ -5,11 +5,9 @@ A token is an argument of one call. It is kept in no attribute, no state and no 
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final
 
 from .. import __version__
@@ -30,6 +28,7 @@ from ..publishing.quantized import Quantized, read_quantized
 from ..publishing.recipe import recipe_files
 from ..publishing.remote import read_remote
 from ..scheme import Scheme
+from ..scratch import temporary_folder
 from .host import Host
 from .limits import check_scheme
 
@@ -127,11 +126,11 @@ def _packed(host: Host, wish: Wish) -> Iterator[tuple[Quantized, Package, MadeCa
     host.holder.check(place, (str(scheme),))
     results = host.result(wish.results).folder if wish.results else None
     licence: Mapping[str, str | None] = {"license": wish.licence.strip() or None}
-    with tempfile.TemporaryDirectory(prefix="qllm-demo-") as temporary:
+    with temporary_folder("qllm-demo") as temporary:
         config = QllmConfig.from_scheme(str(scheme))
         loaded = load_model(place, config)
         words = ["qllm-hf", "quantize", wish.model.strip(), "--scheme", str(scheme)]
-        folder = Path(temporary) / repo.rpartition("/")[2]
+        folder = temporary / repo.rpartition("/")[2]
         save_model(loaded, load_tokenizer(place), folder, others=recipe_files(place, loaded, words))
         del loaded
         model = read_quantized(folder)

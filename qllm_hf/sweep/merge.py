@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -21,23 +23,26 @@ _ASKED: Final = ("task_version", "metric", "limit", "shots", "chat", "judge", "d
 def merge(parts: Sequence[Path], out: Path) -> Results:
     """The results of all parts in a new folder, float model first, then in the order of the parts.
 
-    A score that two parts have is kept once if they agree; where they do not, nobody could say which one is right.
+    A score that two parts have is kept once if they agree; where they do not, nobody could say which one is right. A
+    folder that holds these results already, and nothing else, is taken as it is.
 
     Raises:
         CheckpointError: a part holds no results, or of another model; two parts contradict each other; `out` holds
-            something already. Nothing is written then.
+            something else. Nothing is written then.
     """
-    _check_new(out)
     found = [read_results(part, strict=True) for part in parts]
     _check_models(found)
     chosen = _chosen(found)
     _check_questions(chosen)
     _warn_of_versions(chosen)
+    sizes = _sizes(found)
+    if _holds(out, [record for _, record in chosen], sizes):
+        return read_results(out)
     with whole_folder(out, lambda: _check_new(out), lambda partial: None) as partial:
         store = Store(partial)
         for results, record in sorted(chosen, key=lambda pair: pair[1].scheme != BASELINE):
             store.add(record, results.lines(record))
-        for size in _sizes(found).values():
+        for size in sizes.values():
             write_size(partial, size)
         for command in dict.fromkeys(command for results in found for command in results.commands):
             write_command(partial, command)
@@ -47,6 +52,17 @@ def merge(parts: Sequence[Path], out: Path) -> Results:
 def _check_new(out: Path) -> None:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise CheckpointError(f"{str(out)!r} is not empty. Give a new folder for the merged results.")
+
+
+def _holds(out: Path, records: Sequence[Record], sizes: dict[str, Any]) -> bool:
+    """Whether a folder is what this merge would write."""
+    with contextlib.suppress(CheckpointError):
+        known = read_results(out, strict=True)
+        mine, theirs = (
+            {json.dumps(each.to_json(), sort_keys=True) for each in some} for some in (records, known.records)
+        )
+        return mine == theirs and known.sizes == sizes
+    return False
 
 
 def _check_models(found: Sequence[Results]) -> None:

@@ -17,17 +17,18 @@ from qllm_hf.export.run import export_checkpoint
 
 TASKS = "mini_cloze,mini_arithmetic"
 TEXT = "Once upon a time there was a small town. Anna went to the market and bought two apples. " * 40
-Kind = Literal["model", "file", "results"]
+Kind = Literal["model", "file", "results", "files"]
 
 
 class Job(NamedTuple):
     """A command: its words, with {base} for the inputs and {out} for what it makes.
 
     Attributes:
-        kind: of what comes of it.
+        kind: of what comes of it. Of "files" each is whole for itself.
         before: what is at {out} before: a folder of the inputs.
         atomic: whether {out} has to be as before, or as after, at every moment.
         again: words that the same command needs once {out} is there.
+        scores: whether it needs what `make_scores` makes.
     """
 
     words: tuple[str, ...]
@@ -35,6 +36,7 @@ class Job(NamedTuple):
     before: str = ""
     atomic: bool = True
     again: tuple[str, ...] = ("--overwrite",)
+    scores: bool = False
 
     @property
     def is_function(self) -> bool:
@@ -72,6 +74,21 @@ JOBS: dict[str, Job] = {
         kind="results",
         again=(),
     ),
+    "merge": Job(("merge", "{base}/FP16", "{base}/W4g32KV8", "-o", "{out}"), kind="files", again=(), scores=True),
+    "report": Job(("report", "{out}"), kind="files", before="old-report", again=(), scores=True),
+    "card": Job(
+        ("card", "{out}", "--results", "{base}/merged", "--license", "mit"),
+        kind="files",
+        before="packed",
+        again=(),
+        scores=True,
+    ),
+    "stats": Job(
+        ("stats", "{base}/float", "--calibration", "{base}/text.txt", "--samples", "2", "--seqlen", "16", "--plots",
+         "-o", "{out}"),
+        kind="files",
+        again=(),
+    ),
 }  # fmt: skip
 
 
@@ -95,10 +112,23 @@ def make_base(base: Path) -> None:
     ):
         # by the command itself: what it imports on the way is then there for all processes that are forked
         words = ["quantize", base / name, "--scheme", "W4KV8", "--w-group-size", "32", "--max-shard-size", "100KB"]
-        words += ["--dtype", dtype]
-        done = CliRunner().invoke(app, [str(word) for word in (*words, "-o", base / packed_name, "--quiet")])
-        assert done.exit_code == 0, done.output
+        _run(*words, "--dtype", dtype, "-o", base / packed_name)
     export_checkpoint(str(base / "packed"), base / "peer")
+
+
+def make_scores(base: Path) -> None:
+    """Scores of two schemes, each in a folder and both together; and those with an older report."""
+    for scheme in ("FP16", "W4g32KV8"):
+        words = ["--schemes", scheme, "--tasks", "mini_cloze", "--limit", 4]
+        _run("sweep", base / "float", *words, "--part", "-o", base / scheme)
+    _run("merge", base / "FP16", base / "W4g32KV8", "-o", base / "merged")
+    shutil.copytree(base / "merged", base / "old-report")
+    (base / "old-report" / "report.html").write_text("<p>an older one</p>\n", encoding="utf-8")
+
+
+def _run(*words: object) -> None:
+    done = CliRunner().invoke(app, [*map(str, words), "--quiet"])
+    assert done.exit_code == 0, done.output
 
 
 def import_all() -> None:

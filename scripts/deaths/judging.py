@@ -41,8 +41,6 @@ def plain(path: Path) -> bytes:
             header = json.dumps(json.loads(content[8 : 8 + length]), sort_keys=True).encode()
             return header + content[8 + length :]
         return content
-    if path.suffix == ".html":
-        return b""  # says when it was made
     if path.suffix != ".jsonl":
         return content
     lines = {}
@@ -80,6 +78,15 @@ def read_model(folder: Path) -> dict[str, Any]:
         except Exception as error:
             found[reader] = f"{type(error).__name__}: {error}"
     return found
+
+
+def half_written(found: dict[str, bytes], *whole: dict[str, bytes]) -> list[str]:
+    """Files that are as in none of some trees, but for those that are hidden."""
+    return [
+        name
+        for name, content in found.items()
+        if not Path(name).name.startswith(".") and all(content != each.get(name) for each in whole)
+    ]
 
 
 def read_folder_of_results(folder: Path) -> str:

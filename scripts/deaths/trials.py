@@ -17,7 +17,7 @@ from qllm_hf.methods.work import Work
 
 from . import children, points
 from .jobs import JOBS, act, prepare
-from .judging import read_folder_of_results, read_model, tree
+from .judging import half_written, read_folder_of_results, read_model, tree
 
 WAYS = {
     "before": (points.KILL_BEFORE, 0),
@@ -89,7 +89,7 @@ class Trials:
         _check_end(way, ended, place, where)
         left = tree(place)
         word, known = self._judge(left, place, where), self._finished(place)
-        if ended.code in (1, 130, 143) and self.job.kind != "results" and self.name != "calibrate":
+        if ended.code in (1, 130, 143) and self.job.kind not in ("results", "files") and self.name != "calibrate":
             # it could still act: nothing of it may be left, locks included
             extra = sorted(left.keys() - self.before.keys() - self.after.keys())
             assert not extra or not self.job.atomic, f"{where}: it ended by itself and left {extra}"
@@ -113,7 +113,10 @@ class Trials:
             return "before"
         if found == after:
             return "after"
-        if self.job.kind == "results":
+        if self.job.kind == "files":
+            half = half_written({name: content for name, content in found.items() if name[-1] != "/"}, before, after)
+            assert not half, f"{where}: half written: {half}"
+        if self.job.kind in ("results", "files"):
             assert not (said := read_folder_of_results(place / "out")), f"{where}: {said}"
             return "under way"
         changed = sorted(name for name in {*found, *after} if found.get(name) != after.get(name))

@@ -3,7 +3,6 @@
 import json
 import re
 import shutil
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -20,14 +19,6 @@ from qllm_hf.evaluation.registry import TASKS, tasks_of
 
 HAND_MADE = Path(__file__).parents[1] / "data" / "eval"
 QUICK = ("--tasks", "mini_cloze,mini_ethics", "--limit", 4)
-
-
-@pytest.fixture(autouse=True)
-def _own_signals():
-    """The command takes over SIGTERM for the rest of its process, which here is that of the tests."""
-    before = signal.getsignal(signal.SIGTERM)
-    yield
-    signal.signal(signal.SIGTERM, before)
 
 
 def run(*arguments: object, code: int = 0):

@@ -9,7 +9,7 @@ import pytest
 
 from qllm_hf.cli.output import answer, answering, note
 from qllm_hf.cli.refusals import refusal
-from qllm_hf.cli.stopping import keeps
+from qllm_hf.cli.stopping import keeps, listen_again
 
 
 @pytest.mark.parametrize(
@@ -38,6 +38,23 @@ def test_what_is_kept_is_of_this_command(capsys):
     with pytest.raises(SystemExit), answering():
         raise KeyboardInterrupt
     assert capsys.readouterr().err == "stopped; nothing is left half written.\n"
+
+
+def test_one_of_several_processes_says_what_is_kept(capsys):
+    with pytest.raises(SystemExit), answering():
+        keeps("everything is kept", rank=3)
+        signal.raise_signal(signal.SIGTERM)
+    assert capsys.readouterr().err == "stopped by a signal: process 3.\n"
+
+
+def test_a_handler_of_a_library_is_replaced_until_the_command_ends(capsys):
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as stopped, answering():
+        signal.signal(signal.SIGTERM, lambda *_: pytest.fail("a library has the last word"))  # as ray.init does
+        listen_again()
+        signal.raise_signal(signal.SIGTERM)
+    assert stopped.value.code == 143 and "nothing is left half written" in capsys.readouterr().err
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 def test_the_second_ctrl_c_ends_at_once():

@@ -1,7 +1,6 @@
 """`qllm-hf sweep` and `qllm-hf report`: one command from a model to a page."""
 
 import json
-import signal
 
 import pytest
 from made_results import add
@@ -10,14 +9,6 @@ from typer.testing import CliRunner
 from qllm_hf.cli.main import app
 
 TASKS = ("--tasks", "mini_cloze,mini_ethics,mini_calibration", "--limit", 12)
-
-
-@pytest.fixture(autouse=True)
-def _own_signals():
-    """The command takes over SIGTERM for the rest of its process, which here is that of the tests."""
-    before = signal.getsignal(signal.SIGTERM)
-    yield
-    signal.signal(signal.SIGTERM, before)
 
 
 def run(*arguments: object, code: int = 0):

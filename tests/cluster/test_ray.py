@@ -95,10 +95,8 @@ def test_a_killed_machine_loses_nothing(serial, cluster, tmp_path):
     # the command, on what is left of the cluster: nothing is to do, and stdout is the answer alone
     arguments = ["sweep", "reference", "--schemes", ",".join(SCHEMES), "--tasks", ",".join(TASKS), "--limit", "8"]
     before = signal.getsignal(signal.SIGTERM)
-    try:
-        done = CliRunner().invoke(app, [*arguments, "-o", str(tmp_path), "--ray", cluster.address, "--json"])
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    done = CliRunner().invoke(app, [*arguments, "-o", str(tmp_path), "--ray", cluster.address, "--json"])
+    assert signal.getsignal(signal.SIGTERM) == before, "Ray has put its own in place of it, and is not left alone"
     assert done.exit_code == 0, done.output
     said = json.loads(done.stdout)
     assert said["jobs"] == [] and len(said["records"]) == 12

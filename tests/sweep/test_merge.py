@@ -105,6 +105,21 @@ def test_a_folder_that_holds_something_is_not_written_to(parts, tmp_path):
     assert merge(parts, tmp_path / "out").schemes == ("FP16", "W4")
 
 
+def test_the_same_again_is_taken_as_it_is(parts, tmp_path):
+    """A command that was stopped while it wrote the report can be given again."""
+    out = tmp_path / "out"
+    first = merge(parts, out)
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
+    assert merge(parts, out).records == first.records
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
+    add(parts[1], "W8", "mini_cloze", VALUES)
+    with pytest.raises(CheckpointError, match="is not empty"):
+        merge(parts, out)
+    add(out, "W8", "mini_cloze", [1.0 - value for value in VALUES])
+    with pytest.raises(CheckpointError, match="is not empty"):
+        merge(parts, out)
+
+
 def test_a_kill_leaves_no_half_folder(parts, tmp_path, monkeypatch):
     def dies(*arguments):
         raise KeyboardInterrupt
