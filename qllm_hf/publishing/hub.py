@@ -44,6 +44,14 @@ def user_name(api: Any) -> str:
         return str(retried(api.whoami)["name"])
 
 
+def changed_meanwhile(repo: str, because: str = "") -> str:
+    """What is said where a plan was compared with what is no longer there."""
+    return (
+        f"somebody changed {repo} in the meantime{because}. Nothing was lost and nothing overwritten; run the command "
+        "again, it compares with what is there now."
+    )
+
+
 @contextlib.contextmanager
 def explained(what: str, repo: str) -> Iterator[None]:
     """Turns what huggingface_hub raises into a PublishError.
@@ -140,10 +148,7 @@ def _sentence(error: Exception, what: str, repo: str) -> str | None:
     if status == 403:
         return f"your token may not do this to {repo}{because}. Use one with the right to write there, or another REPO."
     if status in (409, 412):
-        return (
-            f"somebody changed {repo} in the meantime{because}. Nothing was lost and nothing overwritten; run the "
-            "command again, it compares with what is there now."
-        )
+        return changed_meanwhile(repo, because)
     if status == 429:
         return f"the Hub asks you to wait: too many requests{_wait(error)}. Run the command again after that."
     if status >= 500:

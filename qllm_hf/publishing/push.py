@@ -12,8 +12,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from .hub import ATTEMPTS, FIRST_WAIT, explained, may_pass, retried
+from .hub import ATTEMPTS, FIRST_WAIT, changed_meanwhile, explained, may_pass, retried
 from .plan import PushPlan
+from .problems import PublishError
 from .remote import is_same, read_files, read_remote
 
 
@@ -67,6 +68,8 @@ def _create(api: Any, plan: PushPlan, private: bool | None) -> PushPlan:
     with explained("a new repository", plan.repo):
         retried(api.create_repo, plan.repo, private=private, exist_ok=True)
     remote = read_remote(api, plan.repo, plan.revision)
+    if remote is not None and not remote.is_empty:  # somebody made it since the plan was, and was faster
+        raise PublishError(changed_meanwhile(plan.repo))
     return replace(plan, parent="" if remote is None else remote.commit, creates_repo=False)
 
 

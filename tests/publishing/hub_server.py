@@ -14,6 +14,7 @@ Source: huggingface_hub's own requests (`_commit_api.py`, `lfs.py`, `file_downlo
 
 from __future__ import annotations
 
+import contextlib
 import re
 import socket
 import struct
@@ -34,7 +35,8 @@ class Fault:
     Attributes:
         kind: "status" (an answer of that status), "drop" (the connection ends after `after` bytes of the body),
             "lose" (the request is carried out, and its answer is lost), "hang" (no answer until the server ends),
-            "corrupt" (one bit of what is sent is wrong), "change" (`change` is called before the answer).
+            "corrupt" (one bit of what is sent is wrong), "change" (`change` is called before the answer),
+            "meanwhile" (the same, and the server answers others while it runs).
         times: how often; the requests after that go well.
         skip: how many go well before.
     """
@@ -154,7 +156,7 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
                 return
             body = self._body()
             if fault is not None and fault.change is not None:
-                with hub.lock:
+                with contextlib.nullcontext() if fault.kind == "meanwhile" else hub.lock:
                     fault.change()
             answer = self._answer(fault, body)
             if fault is not None and fault.kind == "lose":
