@@ -41,7 +41,7 @@ def add_options(parser: argparse.ArgumentParser, plants: Sequence[str]) -> None:
     parser.add_argument("--most", type=float, default=0.5, help="MB per minute that memory may grow")
     parser.add_argument("--slack", type=float, default=1, help="times all bounds of seconds, on a machine that is busy")
     parser.add_argument("--plant", choices=plants, default="none", help="break it on purpose: the run has to find it")
-    parser.add_argument("--csv", type=Path, help="write a line per second: memory, files, threads")
+    parser.add_argument("--csv", type=Path, help="write every look: memory, files, threads")
 
 
 async def probe(run: Run, port: int, paths: Sequence[str], slack: float) -> None:
@@ -96,7 +96,8 @@ def finish(run: Run, lines: Sequence[str], kinds: Sequence[str], given: argparse
     print(*lines, sep="\n")
     if given.csv:
         with given.csv.open("w", newline="") as file:
-            csv.writer(file).writerows([Sample._fields, *run.samples])
+            looks = [("as it is", *each) for each in run.samples] + [("tidied", *each) for each in run.tidied]
+            csv.writer(file).writerows([("memory", *Sample._fields), *looks])
     for text, count in Counter(run.faults).most_common(20):
         print(f"\nFAULT ({count}): {text[:1500]}")
     print(f"\n{len(run.faults)} faults; repeat with --seed {given.seed}")
