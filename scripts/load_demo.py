@@ -48,6 +48,8 @@ MESSAGES = ("I am Mia. I have a red kite.", "Question: 2+2=?", "Tell me a story 
 TOKENS = 24
 MEMORY = "30MB"
 CALL = "/gradio_api/call"
+REMEMBERED = 2100
+"""Sessions; gradio keeps the queues of the last 2,000, about 5 KB each (Queue.pending_messages_per_session)."""
 
 
 class WrongError(Exception):
@@ -187,10 +189,23 @@ async def visit(run: Run, port: int, chance: random.Random, right: dict[tuple[st
             await asyncio.sleep(chance.uniform(0.5, 2))
 
 
+async def fill(port: int) -> None:
+    """As many visitors as gradio remembers anything of, so that what grows after them grows for ever."""
+    room = asyncio.Semaphore(8)
+
+    async def one() -> None:
+        async with room:
+            while (await call(port, "scheme", ["w4"])).status == 503:
+                await asyncio.sleep(0.5)
+
+    await asyncio.gather(*(one() for _ in range(REMEMBERED)))
+
+
 async def campaign(run: Run, given: argparse.Namespace, log: Path) -> list[str]:
     """The lines of the report."""
     right = await asyncio.to_thread(alone)
     with page(given.plant, log) as (process, port, window):
+        await fill(port)
         watching = (
             watch(process.pid, run.samples),
             watch_tidied(window, run.tidied),

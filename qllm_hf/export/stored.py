@@ -229,15 +229,18 @@ def _pieces(model: PreTrainedModel, entry: Entry) -> Iterator[Piece]:
         return
     experts, rows, _ = entry.shape
     transposed: bool = model.get_submodule(entry.module).is_transposed  # type: ignore[assignment]
-    numbers = torch.arange(experts * rows)
-    numbers = numbers.view(experts, 1, rows) if transposed else numbers.view(experts, rows, 1)
-    found = revert_weight_conversion(model, {entry.name: numbers})
-    if any(part.dim() != 2 for part in found.values()):
-        (name,) = found  # stored as it is, 3-D
+    # twice each: a dimension of one element does not survive the way back in every release of transformers
+    numbers = torch.arange(experts * rows).view(experts, rows, 1).expand(-1, -1, 2)
+    numbers = numbers.mT if transposed else numbers
+    parts = revert_weight_conversion(model, {entry.name: numbers})
+    if any(part.dim() != 2 for part in parts.values()):
+        (name,) = parts  # stored as it is, 3-D
         yield Piece(name, None, slice(0, experts), transposed)
         return
-    for name, part in found.items():
-        expert, first = divmod(int(part.flatten()[0]), rows)
-        if not part.flatten().equal(torch.arange(part.numel()) + int(part.flatten()[0])):
+    for name, part in parts.items():
+        lies = part.shape[1] != 2 or not part[:, 0].equal(part[:, 1])
+        numbered = part[0] if lies else part[:, 0]
+        count, (expert, first) = len(numbered), divmod(int(numbered[0]), rows)
+        if not numbered.equal(torch.arange(count) + int(numbered[0])):
             raise CheckpointError(f"{name} is made of rows of {entry.name} that do not follow each other.")
-        yield Piece(name, expert, slice(first, first + part.numel()), part.shape[0] == 1)
+        yield Piece(name, expert, slice(first, first + count), lies)

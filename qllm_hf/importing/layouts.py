@@ -151,9 +151,11 @@ def _measure_packed(shapes: Shapes, length: int, stated: Stated) -> Form:
     fitting = [bits for bits in ALLOWED_BITS if stream_words(length, bits) == words]
     bits = stated.bits if stated.bits in fitting else fitting[0] if len(fitting) == 1 and stated.bits is None else None
     if bits is None:
-        raise ValueError(
-            f"weight_packed of {words} words for rows of {length} is no dense stream of {stated.bits or '2 to 8'} bits"
-        )
+        bits_text = stated.bits or "2 to 8"
+        said = f"weight_packed of {words} words for rows of {length} is no dense stream of {bits_text} bits"
+        if stated.bits is not None and words == -(-length // (32 // stated.bits)):
+            said += ": compressed-tensors before 0.18 left bits of each word empty. Save it again with a later one"
+        raise ValueError(said)
     groups = _groups_of_scale(shapes, rows)
     zero_points = (stream_words(rows, bits), groups) if groups else shapes["weight_scale"].shape
     _expect(shapes, "weight_zero_point", zero_points)

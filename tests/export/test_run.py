@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from checkpoints import give_input_order, load
+from packaging.version import Version
 from safetensors import safe_open
 from tiny_models import LLAMA, float_model
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, AutoTokenizer, CompressedTensorsConfig
@@ -19,7 +21,12 @@ from qllm_hf.loading import load_tokenizer, save_model
 
 pytest.importorskip("compressed_tensors")
 
-pytestmark = pytest.mark.filterwarnings("ignore:You passed `quantization_config`")  # it is meant
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:You passed `quantization_config`"),  # it is meant
+    pytest.mark.oldest,
+]
+TABLE_HOLDS = Version(transformers.__version__) >= Version("5.23")
+"""The table of readers is of transformers 5.23; before, it unpacks everything when it loads (docs/exchange.md)."""
 PROMPT = "Once upon a time there was a"
 SYMMETRIC = {"w": 4, "w_symmetric": True, "w_group_size": 64}
 
@@ -73,8 +80,11 @@ def test_asymmetric_weights_in_a_model(packed, tmp_path, tokens, dtype):
     assert_same(reloaded(tmp_path / "out", dequantize=True), as_float(folder), tokens)
     assert done.readings[DEQUANTIZE].outcome == "same"
     assert done.readings[TRANSFORMERS].outcome == "no"
-    with pytest.raises(RuntimeError, match="ignore_mismatched_sizes"):  # as the table of readers says
-        reloaded(tmp_path / "out", dequantize=False)
+    if TABLE_HOLDS:
+        with pytest.raises(RuntimeError, match="ignore_mismatched_sizes"):
+            reloaded(tmp_path / "out", dequantize=False)
+    else:
+        assert_same(reloaded(tmp_path / "out", dequantize=False), as_float(folder), tokens)
     assert done.kv_cache_dtype == "int8_per_token_head"
     assert AutoTokenizer.from_pretrained(tmp_path / "out")(PROMPT).input_ids == tokens[0].tolist()
     assert (tmp_path / "out" / "generation_config.json").is_file()
@@ -92,7 +102,7 @@ def test_symmetric_weights_of_several_schemes(packed, tmp_path, tokens):
     # transformers then takes one scheme for all layers, and gives other numbers: the table has to know
     assert done.readings[DEQUANTIZE].outcome == "no"
     logits, _ = said(reloaded(tmp_path / "out", dequantize=True), tokens)
-    assert not torch.allclose(logits, said(as_float(folder), tokens)[0], atol=0.5)
+    assert torch.allclose(logits, said(as_float(folder), tokens)[0], atol=0.5) != TABLE_HOLDS
 
 
 @pytest.mark.parametrize("symmetric", [False, True])
@@ -106,7 +116,11 @@ def test_inputs_are_quantized_too(packed, tmp_path, tokens, symmetric):
     apart, effect = (theirs - ours).abs().mean(), (weights_only - ours).abs().mean()
     # an asymmetric grid is the same but for ties; a symmetric range is divided by 127.5 there, and by 127 here
     assert apart < 0.3 * effect if not symmetric else 0.5 * effect < apart < 3 * effect
-    assert_same(reloaded(tmp_path / "out", dequantize=True), as_float(folder), tokens)
+    dequantized = reloaded(tmp_path / "out", dequantize=True)
+    if TABLE_HOLDS:
+        assert_same(dequantized, as_float(folder), tokens)
+    else:
+        assert said(dequantized, tokens)[0].equal(theirs), "it makes no difference"
 
 
 @pytest.mark.parametrize("head", ["W4g64", "W8"])
@@ -170,7 +184,8 @@ def test_models_that_read_their_weights_themselves(packed, tmp_path):
     tokens = torch.arange(3, 23).view(1, -1)
     with pytest.raises(AttributeError, match="weight"):
         reloaded(tmp_path / "out", dequantize=False)(tokens)
-    assert_same(reloaded(tmp_path / "out", dequantize=True), as_float(folder), tokens)
+    if TABLE_HOLDS:
+        assert_same(reloaded(tmp_path / "out", dequantize=True), as_float(folder), tokens)
 
 
 def test_float_weights_of_every_shape(packed, tmp_path):

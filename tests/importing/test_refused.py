@@ -20,7 +20,14 @@ LAYER = "model.layers.1.mlp.up_proj"
 def checkpoints(tmp_path_factory):
     """{case: its folder}, written once."""
     root = tmp_path_factory.mktemp("refused")
-    names = ("gptq symmetric", "gptq with borrow", "awq", "int-quantized", "pack-quantized experts")
+    names = (
+        "gptq symmetric",
+        "gptq with borrow",
+        "awq",
+        "int-quantized",
+        "pack-quantized experts",
+        "pack-quantized 3 bits",
+    )
     for name in names:
         write_checkpoint(CASES[name], root / name, root / f"{name} float")
     return {name: root / name for name in names}
@@ -143,6 +150,12 @@ def act_order(experts: str) -> Callable[[Tensors], None]:
     return change
 
 
+def words_of_whole_codes(tensors: Tensors) -> None:
+    """Ten codes of 3 bits to a word, and two bits empty."""
+    rows, columns = tensors[f"{LAYER}.weight_shape"].tolist()
+    tensors[f"{LAYER}.weight_packed"] = torch.zeros(rows, -(-columns // 10), dtype=torch.int32)
+
+
 def spoil_scale(tensors: Tensors) -> None:
     tensors[f"{LAYER}.scales"][0, 0] = float("nan")
 
@@ -164,6 +177,11 @@ def with_part(part: str, value: float) -> Callable[[Tensors], None]:
         ("gptq symmetric", without("scales"), [f"{LAYER}.scales", "Copy the checkpoint again"]),
         ("gptq symmetric", less("scales", slice(1)), [LAYER, "qzeros"]),
         ("gptq symmetric", less("qweight", slice(7)), [LAYER, "no dense stream of 2, 3, 4, 8 bits"]),
+        (
+            "pack-quantized 3 bits",
+            words_of_whole_codes,
+            [LAYER, "no dense stream of 3 bits: compressed-tensors before 0.18"],
+        ),
         ("gptq symmetric", less("qweight", slice(None), slice(80)), [LAYER, "scales has the shape"]),
         ("gptq symmetric", spoil_scale, [LAYER, "NaN"]),
         ("gptq symmetric", group_of_first_column(1), [f"{LAYER}.g_idx", "not of 32 columns each"]),
