@@ -98,13 +98,22 @@ def config_dict(name_or_path: str, *, trust_remote_code: bool = False) -> dict[s
     return config
 
 
-def quantization_of(config: dict[str, Any]) -> QllmConfig | None:
-    """How the weights of a checkpoint with this config.json are stored: None means float.
+def stored_config(name_or_path: str, *, trust_remote_code: bool = False) -> QllmConfig | None:
+    """How the weights of a checkpoint are stored: None means float.
 
     Raises:
-        ModelError: they are quantized by another library.
-        CheckpointError: they have a newer format.
+        ModelError: they are quantized by another library; or as `config_dict`.
+        CheckpointError: they have a newer format; or as `config_dict`.
+        ConfigError, SchemeError: config.json says what cannot be.
     """
+    config = config_dict(name_or_path, trust_remote_code=trust_remote_code)
+    try:
+        return _quantization_of(config)
+    except (ConfigError, ModelError, SchemeError) as error:
+        raise type(error)(f"config.json of {name_or_path!r}: {error}") from None
+
+
+def _quantization_of(config: dict[str, Any]) -> QllmConfig | None:
     quantization = config.get("quantization_config")
     if not quantization:
         return None
@@ -112,7 +121,7 @@ def quantization_of(config: dict[str, Any]) -> QllmConfig | None:
         raise CheckpointError("quantization_config in config.json is no object. Is the file damaged?")
     if quantization.get("quant_method") != QUANT_METHOD:
         raise ModelError(
-            f"config.json says that these weights are already quantized, by {quantization.get('quant_method')!r}. "
+            f"it says that these weights are already quantized, by {quantization.get('quant_method')!r}. "
             "Give the float model they came from."
         )
     with refusing("quantization_config in config.json cannot be read"):
@@ -122,7 +131,7 @@ def quantization_of(config: dict[str, Any]) -> QllmConfig | None:
 
 def check_float(name_or_path: str, *, trust_remote_code: bool = False) -> None:
     """Raises ModelError if a model is quantized already; otherwise as `config_dict`."""
-    stored = quantization_of(config_dict(name_or_path, trust_remote_code=trust_remote_code))
+    stored = stored_config(name_or_path, trust_remote_code=trust_remote_code)
     if stored is not None:
         raise ModelError(
             f"{name_or_path!r} is quantized already ({stored.scheme}). Give the float model it was made from."
@@ -201,11 +210,7 @@ def load_model(
         ModelError: the model cannot be loaded or quantized as asked.
         ConfigError: a packed checkpoint was asked for other weights than it holds.
     """
-    stored = config_dict(name_or_path, trust_remote_code=trust_remote_code)
-    try:
-        quantization_of(stored)
-    except (ConfigError, ModelError, SchemeError) as error:
-        raise type(error)(f"config.json of {name_or_path!r}: {error}") from None
+    stored_config(name_or_path, trust_remote_code=trust_remote_code)
     options: dict[str, Any] = {} if config is None else {"quantization_config": config}
     if tensor_parallel > 1:
         if device_map is not None:
@@ -269,7 +274,7 @@ def check_folder(folder: Path, *, verify: bool = False, trust_remote_code: bool 
     if verify:
         verify_checkpoint(checkpoint)
     shapes = model_on_meta(str(folder), trust_remote_code=trust_remote_code)
-    stored = quantization_of(checkpoint.config)
+    stored = stored_config(str(folder), trust_remote_code=trust_remote_code)
     packed = [] if stored is None else check_stored(shapes, stored, checkpoint).quantized()
     check_room(shapes, checkpoint, sum(entry.elements for entry in packed))
 

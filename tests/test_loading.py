@@ -18,13 +18,12 @@ from qllm_hf.errors import CheckpointError, ConfigError, ModelError
 from qllm_hf.families import REPLACED_REMOTE_CODE
 from qllm_hf.loading import (
     check_stored,
-    config_dict,
     load_model,
     load_tokenizer,
     local_folder,
     model_on_meta,
-    quantization_of,
     save_model,
+    stored_config,
 )
 
 LAYER = "model.layers.0.mlp.up_proj.weight"
@@ -196,7 +195,7 @@ def test_symmetric_weights_have_no_zero_points(stories, tmp_path):
 
 
 def test_a_packed_weight_that_is_lost_altogether(folder):
-    model, config = model_on_meta(str(folder)), quantization_of(config_dict(str(folder)))
+    model, config = model_on_meta(str(folder)), stored_config(str(folder))
     check_stored(model, config, read_checkpoint(folder))
     change_tensors(folder, without(*(LAYER + part for part in ("_packed", "_scale", "_zero_point"))))
     with pytest.raises(CheckpointError, match=f"35 packed weights .* hold 34 .*not found: {LAYER}_packed"):

@@ -56,7 +56,6 @@ def card(
       qllm-hf card model-w4kv8 -o card.md
     """
     with answering(as_json=as_json, quiet=quiet, debug=debug):
-        from ..files import read_text
         from ..publishing.card import make_card, save_card
         from ..publishing.frontmatter import CARD
         from ..publishing.quantized import read_quantized
@@ -70,7 +69,7 @@ def card(
             base_model=base_model,
             licence={"license": license_id, "license_name": license_name, "license_link": license_link},
             repo=repo,
-            existing=read_text(place) if place.is_file() else None,
+            existing=place,
         )
         if not quiet:
             for remark in made.notes:

@@ -39,12 +39,12 @@ def info(
         from ..checksums import verify as verify_checkpoint
         from ..config import QllmConfig
         from ..errors import CheckpointError, ConfigError
-        from ..loading import check_stored, config_dict, local_folder, model_on_meta, quantization_of
+        from ..loading import check_stored, local_folder, model_on_meta, stored_config
         from ..preflight import check_config
         from ..reporting.model import plan_report
         from ..reporting.text import bytes_text
 
-        stored = quantization_of(config_dict(model, trust_remote_code=trust_remote_code))
+        stored = stored_config(model, trust_remote_code=trust_remote_code)
         if stored is not None and config is not None:
             raise ConfigError(
                 f"{model!r} is quantized already ({stored.scheme}): leave out --scheme, or give the float model."

@@ -15,7 +15,7 @@ from typing import Any
 
 from ..config import QllmConfig
 from ..errors import ModelError
-from ..loading import config_dict, load_model, load_tokenizer, model_on_meta, quantization_of
+from ..loading import load_model, load_tokenizer, model_on_meta, stored_config
 from ..reporting.model import plan_report
 from ..reporting.tensors import parameter_bytes
 from ..reporting.text import bytes_text
@@ -133,13 +133,13 @@ def stored_scheme(place: str) -> str:
     Raises:
         CheckpointError, ModelError: it cannot be loaded.
     """
-    stored = quantization_of(config_dict(place))
+    stored = stored_config(place)
     return "" if stored is None else str(stored.scheme)
 
 
 def _config(place: str, scheme: str) -> QllmConfig | None:
     """What a checkpoint has to be given so that it runs under a scheme."""
-    wanted, stored = Scheme.parse(scheme), quantization_of(config_dict(place))
+    wanted, stored = Scheme.parse(scheme), stored_config(place)
     if stored is None:
         return None if wanted == Scheme() else QllmConfig.from_scheme(scheme)
     if str(stored.scheme) == scheme:
@@ -156,5 +156,5 @@ def _config(place: str, scheme: str) -> QllmConfig | None:
 def _described(place: str, scheme: str) -> QllmConfig:
     """The whole config of a model under a scheme, for counting bytes."""
     _config(place, scheme)
-    stored = quantization_of(config_dict(place))
+    stored = stored_config(place)
     return stored if stored is not None else QllmConfig.from_scheme(scheme)

@@ -24,7 +24,7 @@ from ..checkpoint import ORDER, PACKED, SCALE, ZERO_POINT, Checkpoint, read_chec
 from ..config import QllmConfig
 from ..errors import CheckpointError
 from ..input_order import check_stored_orders
-from ..loading import check_stored, config_dict, local_folder, model_on_meta, quantization_of
+from ..loading import check_stored, local_folder, model_on_meta, stored_config
 from ..packed import PackedTensor
 from ..plan import Entry, Plan, make_plan
 from ..preflight import check_config
@@ -191,7 +191,7 @@ def open_stored(name_or_path: str, *, trust_remote_code: bool = False) -> Iterat
             f"{name_or_path!r} is no folder here, and export reads files. "
             f"Download it first: hf download {name_or_path} --local-dir DIR."
         )
-    config = quantization_of(config_dict(name_or_path, trust_remote_code=trust_remote_code))
+    config = stored_config(name_or_path, trust_remote_code=trust_remote_code)
     if config is None:
         raise CheckpointError(
             f"{name_or_path!r} holds a float model, and there is nothing to export. Quantize it first: "

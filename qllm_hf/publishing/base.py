@@ -106,7 +106,8 @@ def _from_hub(repo: str, revision: str | None) -> tuple[dict[str, Any], dict[str
 
     with explained("the base model", repo):
         found = content(CARD)
-        card = {} if found is None else keep_inherited(read_card(found.decode("utf-8", "replace")).front)
+        there = read_card("" if found is None else found.decode("utf-8", "replace"), f"{CARD} of {repo}")
+        card = keep_inherited(there.front)
         names = {file.rfilename for file in retried(api.model_info, repo, revision=revision).siblings or ()}
         legal: dict[str, bytes] = {}
         for name, target in LEGAL.items():

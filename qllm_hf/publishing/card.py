@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from ..files import read_text
 from ..scheme import FLOAT_BITS
 from ..whole import write_whole
 from .base import Base, find_base
@@ -56,7 +57,7 @@ def make_card(
     base_model: str | None = None,
     licence: Mapping[str, str | None] | None = None,
     repo: str | None = None,
-    existing: str | None = None,
+    existing: Path | None = None,
 ) -> MadeCard:
     """The card of a quantized model. The same folder and results give the same bytes.
 
@@ -65,7 +66,7 @@ def make_card(
         base_model: an id on the Hub, or a folder; by default what the folder says it was made from.
         licence: {"license", "license_name", "license_link"}, where the base model's card does not say it.
         repo: the id that it will have on the Hub; by default the example names the folder.
-        existing: a card that is there; what a person wrote on it stays.
+        existing: file of a card that is there, perhaps; what a person wrote on it stays.
 
     Raises:
         PublishError: the base model or its licence is not known, or the results are of something else.
@@ -80,7 +81,10 @@ def make_card(
     check_front(front)
     ours = Card(front, f"\n{BEGIN}\n{_filled(sections(model, base, measured, name))}\n{END}\n")
     # scores that an earlier card of this folder had are in these results, or gone
-    card = merge_cards(Card({}, "") if existing is None else read_card(existing), ours, "", name.rpartition("/")[2])
+    there = Card({}, "")
+    if existing is not None and existing.is_file():
+        there = read_card(read_text(existing), repr(str(existing)))
+    card = merge_cards(there, ours, "", name.rpartition("/")[2])
     others = dict(base.legal)
     if measured is not None:
         others |= {**leaderboard_files(measured.records), EVIDENCE: evidence(measured)}

@@ -77,15 +77,14 @@ def pack(model: Quantized, repo: str, results: str | Path | None) -> Package:
         raise PublishError(
             f"{path} is a link to elsewhere, and only what is in the folder is sent. Put the file there."
         )
-    existing = read_text(path) if path.is_file() else None
     for name, content in contents.items():
         if name.endswith(".jsonl") and isinstance(content, Path):
             read_lines(content, strict=True)
-    own = section(existing or "")
+    own = section(read_text(path) if path.is_file() else "")
     if results is None and own:
         _check_weights(own, model)
         return Package(contents, left_out)
-    made: MadeCard = make_card(model, results=results, repo=repo, existing=existing)
+    made: MadeCard = make_card(model, results=results, repo=repo, existing=path)
     return Package({**contents, **made.others, CARD: made.text.encode("utf-8")}, left_out, made.notes)
 
 

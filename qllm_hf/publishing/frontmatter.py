@@ -49,8 +49,11 @@ class Card:
     text: str
 
 
-def read_card(content: str) -> Card:
+def read_card(content: str, whose: str = CARD) -> Card:
     """The parts of a card; one without a YAML block has an empty one.
+
+    Args:
+        whose: what an error calls the file.
 
     Raises:
         PublishError: the block is no YAML mapping.
@@ -62,16 +65,20 @@ def read_card(content: str) -> Card:
         return Card({}, content)
     if len(match["yaml"]) > _LONGEST:
         raise PublishError(
-            f"the block at the top of the card has {len(match['yaml'])} characters, and {_LONGEST} may be."
+            f"{whose}: the block at the top of the card has {len(match['yaml'])} characters, and {_LONGEST} may be."
         )
     try:
         front = yaml.safe_load(match["yaml"]) or {}
         _check_size(front)
     except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:  # dates and numbers that are none, too
         first = short_text(str(error).split("\n")[0])
-        raise PublishError(f"the block at the top of the card is no YAML ({first}). Repair it by hand.") from None
+        raise PublishError(
+            f"{whose}: the block at the top of the card is no YAML ({first}). Repair it by hand."
+        ) from None
     if not isinstance(front, dict):
-        raise PublishError(f"the block at the top of the card holds a {type(front).__name__}, not keys and values.")
+        raise PublishError(
+            f"{whose}: the block at the top of the card holds a {type(front).__name__}, not keys and values."
+        )
     return Card(front, content.removeprefix("\ufeff")[match.end() :])
 
 

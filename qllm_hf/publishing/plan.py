@@ -182,7 +182,7 @@ def _card(
     if there is None:
         check_front(card.front)
         return write_card(card), (), ()
-    remote = read_card(there)
+    remote = read_card(there, f"{CARD} of {repo}")
     merged = merge_cards(remote, card, weights, name)
     check_front(merged.front)
     outside = card.text.replace(section(card.text), "").strip()

@@ -14,7 +14,7 @@ from ..checkpoint import Checkpoint, read_checkpoint
 from ..config import QllmConfig
 from ..errors import CheckpointError
 from ..evaluation.provenance import revision_of
-from ..loading import check_stored, config_dict, model_on_meta, quantization_of
+from ..loading import check_stored, model_on_meta, stored_config
 from ..preflight import check_config
 from ..reporting.model import plan_report
 from ..reporting.values import Report
@@ -84,7 +84,7 @@ def read_quantized(folder: str | Path) -> Quantized:
     path = Path(folder).expanduser()
     if not path.is_dir():
         raise CheckpointError(f"there is no folder {str(folder)!r}. Give the one that `qllm-hf quantize -o` wrote.")
-    config = quantization_of(config_dict(str(path)))
+    config = stored_config(str(path))
     checkpoint = read_checkpoint(path)
     if config is None:
         raise PublishError(
