@@ -7,11 +7,14 @@ import pickle
 import signal
 import sys
 import tempfile
+import threading
 import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from tqdm import tqdm
 
 
 class Ended(NamedTuple):
@@ -80,6 +83,7 @@ def _child(work: Callable[[], Any], place: Path, log: Path, result: Path) -> Non
         os.dup2(descriptor, 2)
         # what this process prints to may be something else by now: pytest's, for example
         sys.stdout, sys.stderr = (os.fdopen(number, "w", buffering=1, closefd=False) for number in (1, 2))
+        tqdm.set_lock(threading.RLock())  # its own is shared by all that are forked, and stays locked by the killed
         os.environ["TMPDIR"] = str(place / "tmp")
         tempfile.tempdir = None
         value, code = work()
