@@ -1,6 +1,7 @@
 """Files that are missing, cut or mixed up are refused with a clear sentence, and nothing is ever saved by halves."""
 
 import json
+import re
 import shutil
 import warnings
 from pathlib import Path
@@ -14,7 +15,8 @@ from transformers import AutoModelForCausalLM
 import qllm_hf
 from qllm_hf import whole
 from qllm_hf.checkpoint import INDEX, SINGLE, read_checkpoint, settle_header
-from qllm_hf.errors import CheckpointError, ConfigError, ModelError
+from qllm_hf.errors import CheckpointError, ConfigError, ModelError, SchemeError
+from qllm_hf.export.run import export_checkpoint
 from qllm_hf.families import REPLACED_REMOTE_CODE
 from qllm_hf.loading import (
     check_stored,
@@ -25,6 +27,7 @@ from qllm_hf.loading import (
     save_model,
     stored_config,
 )
+from qllm_hf.publishing.quantized import read_quantized
 
 LAYER = "model.layers.0.mlp.up_proj.weight"
 
@@ -131,6 +134,17 @@ def test_a_damaged_config_is_refused(folder, text, message):
     (folder / "config.json").write_text(text)
     with pytest.raises(CheckpointError, match=rf"config\.json.*{message}"):
         load_model(str(folder))
+
+
+def export(name: str) -> None:
+    export_checkpoint(name, Path(name).parent / "out")
+
+
+@pytest.mark.parametrize("read", [load_model, stored_config, read_quantized, export])
+def test_what_cannot_be_is_refused_with_its_place(folder, read):
+    change_config(folder, quantization_config={"quant_method": "qllm", "w": 9})
+    with pytest.raises(SchemeError, match=rf"config.json of '{re.escape(str(folder))}': w=9: allowed are"):
+        read(str(folder))
 
 
 def test_a_folder_without_config(folder):

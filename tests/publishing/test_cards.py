@@ -176,8 +176,8 @@ def test_cells_cannot_break_a_table():
     ids=["letters for billions", "itself", "no date", "deep", "long"],
 )
 def test_a_block_that_is_made_to_do_harm(block):
-    with pytest.raises(PublishError, match="block at the top of the card"):
-        read_card(f"---\n{block}---\ntext")
+    with pytest.raises(PublishError, match=r"^README.md of ann/base: the block at the top of the card"):
+        read_card(f"---\n{block}---\ntext", "README.md of ann/base")
 
 
 def test_a_name_is_no_markup():
