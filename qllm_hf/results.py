@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from .errors import CheckpointError, QllmWarning
-from .evaluation.lines import append_line, read_lines
+from .evaluation.lines import COMMANDS, RECORDS, SIZES, append_line, read_lines
 from .evaluation.record import ABILITIES, AbilityScore, Record, ability_scores
 from .evaluation.samples import problem_of
 from .evaluation.scoring.score import ORIGINAL
@@ -29,8 +29,6 @@ from .shown import short_text
 from .typed import made_of
 
 BASELINE: Final = "FP16"
-SIZES: Final = "sizes.jsonl"
-COMMANDS: Final = "commands.jsonl"
 SIZE_FORMAT: Final = 1
 _NOISE: Final = 2.0
 """Differences within so many standard errors are called noise."""
@@ -251,7 +249,7 @@ def read_results(folder: str | Path, *, strict: bool = False) -> Results:
     folder = Path(folder).expanduser()
     records = Store(folder, strict=strict).records
     if not records:
-        why = "it does not exist" if not folder.exists() else "it holds no records.jsonl with a score"
+        why = "it does not exist" if not folder.exists() else f"it holds no {RECORDS} with a score"
         raise CheckpointError(
             f"there are no results in {str(folder)!r}: {why}. Make some: qllm-hf sweep MODEL -o {folder}"
         )

@@ -111,10 +111,11 @@ def make_rater(
     from ..evaluation.judge.cost import parse_price
     from ..evaluation.judge.local import open_judge
     from ..evaluation.judge.prompts import DEFAULT_PROMPTS, read_prompts
+    from ..evaluation.lines import JUDGEMENTS
 
     judge = open_judge(spec, model)
     return Rater(
-        judge=judge if out is None else CachedJudge(judge, out / "judgements.jsonl"),
+        judge=judge if out is None else CachedJudge(judge, out / JUDGEMENTS),
         prompts=DEFAULT_PROMPTS if prompts is None else read_prompts(prompts),
         price=None if price is None else parse_price(price),
         tell=note if talks else _silent,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 SCHEMES = "FP16,W8,W4,W8A8,KV8,KV4"
 LIBRARIES = ("kernels", "triton")
 """Versions that can move a time, beside those that can move a score."""
+
+_WAIT = "Wait for it to end: of two that run at once, neither is measured."
 
 
 def bench(
@@ -58,7 +61,7 @@ def bench(
       qllm-hf bench path/to/model --device-map cuda --dtype float16 -o bench
       qllm-hf bench path/to/model --schemes FP16,W4 --batch 1 --input 2048 --output 128 --repeats 9
     """
-    with answering(as_json=as_json, quiet=quiet, debug=debug):
+    with answering(as_json=as_json, quiet=quiet, debug=debug), contextlib.ExitStack() as held:
         names = _schemes(schemes)
         batches, inputs = _numbers("--batch", batch), _numbers("--input", input_tokens)
 
@@ -67,8 +70,10 @@ def bench(
         from ..efficiency.ratios import row_of
         from ..efficiency.run import Bench, Settings, cases_of
         from ..efficiency.text import page
+        from ..evaluation.store import writing
         from ..loading import check_float, load_model, model_on_meta
 
+        held.enter_context(writing(out, _WAIT))
         device = _device(device_map)
         check_float(model, trust_remote_code=trust_remote_code)
         shapes = model_on_meta(model, dtype=dtype.value, trust_remote_code=trust_remote_code)

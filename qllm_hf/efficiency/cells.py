@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from ..errors import CheckpointError
-from ..evaluation.lines import append_line, read_lines
+from ..evaluation.lines import CELLS, append_line, read_lines
 from ..shown import short, short_text
 from ..typed import made_of
 
 BASELINE: Final = "FP16"
-FILE: Final = "bench.jsonl"
 FORMAT: Final = 1
 """Number of the line's form. A reader refuses a newer one."""
 
@@ -163,11 +162,11 @@ class Cells:
         if folder is not None and folder.exists() and not folder.is_dir():
             raise CheckpointError(f"{str(folder)!r} is a file. Give a folder for the results.")
         self.folder, self.made = folder, dict(made)
-        lines = [] if folder is None else read_lines(folder / FILE)
+        lines = [] if folder is None else read_lines(folder / CELLS)
         try:
             found = [cell for cell in map(Cell.from_json, lines) if cell.made == self.made]
         except CheckpointError as error:
-            raise CheckpointError(f"{folder and folder / FILE}: {error}") from None
+            raise CheckpointError(f"{folder and folder / CELLS}: {error}") from None
         self._cells = {(cell.scheme, cell.case): cell for cell in found}
         self.kept = sum(self.is_finished(*key) for key in self._cells)
 
@@ -184,4 +183,4 @@ class Cells:
         """Keep a cell."""
         self._cells[cell.scheme, cell.case] = cell
         if self.folder is not None:
-            append_line(self.folder / FILE, cell.to_json())
+            append_line(self.folder / CELLS, cell.to_json())

@@ -20,8 +20,13 @@ from ..files import check_file
 from ..strict_json import parse_object, with_checksum, without_checksum
 from ..whole import naming, whole_file
 
+RECORDS, SIZES, COMMANDS = "records.jsonl", "sizes.jsonl", "commands.jsonl"
+JUDGEMENTS, CELLS = "judgements.jsonl", "bench.jsonl"
+APPENDED: Final = (RECORDS, SIZES, COMMANDS, JUDGEMENTS, CELLS)
+"""Files of a folder of results to which lines are appended."""
 _MOST_DAMAGED: Final = 1000
 _LARGEST: Final = 2**40  # bytes: they are read line by line
+_BLOCK: Final = 1 << 16
 
 
 def append_line(path: Path, value: dict[str, Any]) -> None:
@@ -44,6 +49,32 @@ def append_line(path: Path, value: dict[str, Any]) -> None:
         if file.write(line) != len(line):
             raise OSError(errno.ENOSPC, "a line was written only in part: is the disk full?", str(path))
         os.fsync(file.fileno())
+
+
+def drop_half_line(path: Path) -> None:
+    """Cut off what a killed process left of a line at the end of a file. Nobody else may be writing to it."""
+    if not path.is_file():  # nor a pipe, which would be waited for: readers say so
+        return
+    with naming(path), path.open("r+b") as file:
+        end = whole = file.seek(0, os.SEEK_END)
+        tail = b""
+        while whole and b"\n" not in tail:
+            start = max(0, whole - _BLOCK)
+            file.seek(start)
+            tail, whole = file.read(whole - start) + tail, start
+        half = tail.rpartition(b"\n")[2]
+        if not half or _is_whole(half):
+            return
+        file.truncate(end - len(half))
+        os.fsync(file.fileno())
+
+
+def _is_whole(line: bytes) -> bool:
+    try:
+        without_checksum(parse_object(line, nan=True))
+    except ValueError:
+        return False
+    return True
 
 
 def read_lines(path: Path, *, strict: bool = False) -> list[dict[str, Any]]:

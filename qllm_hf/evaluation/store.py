@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from ..errors import CheckpointError
 from ..lock import holding, inside
-from .lines import append_line, read_lines, write_lines
+from .lines import APPENDED, RECORDS, append_line, drop_half_line, read_lines, write_lines
 from .record import Record
 
 IDENTITY: Final = (
@@ -41,8 +41,13 @@ _WAIT: Final = (
 
 
 @contextlib.contextmanager
-def writing(folder: Path | None) -> Iterator[None]:
+def writing(folder: Path | None, advice: str = _WAIT) -> Iterator[None]:
     """No other process puts results into a folder meanwhile; reading is always possible.
+
+    Half a line that a killed process left is removed first.
+
+    Args:
+        advice: what whoever is refused may do.
 
     Raises:
         BusyError: another process does.
@@ -52,7 +57,9 @@ def writing(folder: Path | None) -> Iterator[None]:
         yield
         return
     _check_folder(folder)
-    with holding(inside(folder), folder, _WAIT):
+    with holding(inside(folder), folder, advice):
+        for name in APPENDED:
+            drop_half_line(folder / name)
         yield
 
 
@@ -75,7 +82,7 @@ class Store:
         self.folder = folder
         if folder is not None:
             _check_folder(folder)
-        path = None if folder is None else folder / "records.jsonl"
+        path = None if folder is None else folder / RECORDS
         self.records = [] if path is None else [_record(path, line) for line in read_lines(path, strict=strict)]
 
     @property
@@ -96,7 +103,7 @@ class Store:
         if self.folder is None:
             return
         write_lines(self.samples(record), samples)
-        append_line(self.folder / "records.jsonl", record.to_json())
+        append_line(self.folder / RECORDS, record.to_json())
 
     def samples(self, record: Record) -> Path:
         """The file with the items of a score."""

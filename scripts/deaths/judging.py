@@ -16,8 +16,8 @@ from qllm_hf.errors import CheckpointError, QllmError
 from qllm_hf.results import read_results
 
 IDS = torch.tensor([[1, 5, 9, 2]])
-OF_TIME = ("date", "seconds", "since")
-"""What differs from one run to the next and is no result."""
+OF_TIME = ("date", "seconds", "since", "crc32")
+"""What differs from one run to the next and is no result; the checksum is of these too."""
 
 
 def tree(place: Path) -> dict[str, bytes]:

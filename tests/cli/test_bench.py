@@ -10,8 +10,8 @@ from typer.testing import CliRunner
 import qllm_hf
 from qllm_hf.cli.bench import bench
 from qllm_hf.efficiency import run as running
-from qllm_hf.efficiency.cells import FILE
 from qllm_hf.efficiency.measure import run_once
+from qllm_hf.evaluation.lines import CELLS
 from qllm_hf.reporting.text import WIDTH
 
 app = typer.Typer()
@@ -53,7 +53,7 @@ def test_a_page(measured, stories):
 
 
 def test_the_same_again_measures_nothing(measured, stories, folder, monkeypatch):
-    lines = (folder / "out" / FILE).read_text().splitlines()
+    lines = (folder / "out" / CELLS).read_text().splitlines()
     assert len(lines) == 16
 
     def no(*arguments):
@@ -63,7 +63,7 @@ def test_the_same_again_measures_nothing(measured, stories, folder, monkeypatch)
     again = call(stories, "--schemes", "FP16,W4,W8A8,KV4", *SMALL, "-o", folder / "out")
     assert again.stdout == measured.stdout
     assert "16 cells are there already." in again.stderr
-    assert (folder / "out" / FILE).read_text().splitlines() == lines
+    assert (folder / "out" / CELLS).read_text().splitlines() == lines
 
 
 def test_other_settings_are_another_measurement(measured, stories, folder):
@@ -71,7 +71,7 @@ def test_other_settings_are_another_measurement(measured, stories, folder):
     assert changed.exit_code == 0
     assert "already" not in changed.stderr
     assert "median of 1 run after 1" in changed.stdout
-    lines = (folder / "out" / FILE).read_text().splitlines()
+    lines = (folder / "out" / CELLS).read_text().splitlines()
     assert len(lines) == 17
     assert len(json.loads(lines[-1])["times"]["total"]) == 1
 

@@ -85,3 +85,10 @@ def test_results_are_refused_and_can_be_read_meanwhile(command, stories, tmp_pat
         assert sorted(path.name for path in out.iterdir()) == [".lock", "records.jsonl", "samples"]
         assert [record.task for record in Store(out).records] == ["mini_cloze"]
     assert not (out / ".lock").exists()
+
+
+def test_a_benchmark_is_refused_before_it_loads(stories, tmp_path, no_model):
+    with somebody(writing(tmp_path / "out")):
+        said = refused("bench", stories, "--schemes", "W4", "--batch", "1", "--input", "8", "-o", tmp_path / "out")
+    assert "is being written by process" in said and "neither is measured" in said
+    assert not list((tmp_path / "out").iterdir())

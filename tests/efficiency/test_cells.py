@@ -5,8 +5,9 @@ from dataclasses import replace
 
 import pytest
 
-from qllm_hf.efficiency.cells import FILE, Case, Cell, Cells, Times
+from qllm_hf.efficiency.cells import Case, Cell, Cells, Times
 from qllm_hf.errors import CheckpointError
+from qllm_hf.evaluation.lines import CELLS
 
 MADE = {"model": "m", "hardware": {"threads": "1"}}
 CASE = Case(2, 16, 4)
@@ -47,7 +48,7 @@ def test_what_was_only_predicted_is_tried_again(tmp_path):
 @pytest.mark.filterwarnings("ignore:.*is damaged in line")  # half a line, and another one after it
 def test_what_a_kill_left_of_a_line_is_not_read(tmp_path):
     Cells(tmp_path, MADE).add(CELL)
-    with (tmp_path / FILE).open("a") as file:
+    with (tmp_path / CELLS).open("a") as file:
         file.write(json.dumps(replace(CELL, scheme="W8").to_json())[:200])
     cells = Cells(tmp_path, MADE)
     assert cells.find("W8", CASE) is None

@@ -10,7 +10,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from qllm_hf.errors import CheckpointError, QllmWarning
-from qllm_hf.evaluation.lines import append_line, read_lines, write_lines
+from qllm_hf.evaluation.lines import APPENDED, append_line, drop_half_line, read_lines, write_lines
+from qllm_hf.evaluation.store import writing
 
 KEYS = st.text(max_size=5).filter(lambda key: key != "crc32")
 VALUES = st.dictionaries(KEYS, st.one_of(st.text(), st.integers(), st.floats(allow_nan=False)))
@@ -31,6 +32,43 @@ def test_a_file_cut_off_anywhere_keeps_the_lines_before_and_after(tmp_path_facto
     found = read_lines(path)
     assert found[:whole] == values[:whole] and found[-1] == later
     assert len(found) - whole in (1, 2)  # 2: only the line break was lost
+
+
+@given(st.lists(VALUES, max_size=5), st.data())
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # each write waits for the disk
+def test_half_a_line_is_cut_off_and_nothing_else(tmp_path_factory, values, data):
+    path = tmp_path_factory.mktemp("lines") / "file.jsonl"
+    for value in values:
+        append_line(path, value)
+    content = path.read_bytes() if values else b""
+    kept = content[: data.draw(st.integers(0, len(content)))]
+    path.write_bytes(kept)
+    drop_half_line(path)
+    found = read_lines(path)  # a warning, which is an error here, would be of a line that is damaged
+    assert found == values[: len(found)] and len(found) - kept.count(b"\n") in (0, 1)
+    assert kept.startswith(path.read_bytes())
+
+
+def test_half_a_line_that_is_long(tmp_path):
+    path = tmp_path / "file.jsonl"
+    append_line(path, {"text": "x" * 300_000})
+    whole = path.read_bytes()
+    path.write_bytes(whole + whole[:-20])
+    drop_half_line(path)
+    assert path.read_bytes() == whole
+    drop_half_line(tmp_path / "none.jsonl")
+    os.mkfifo(tmp_path / "pipe.jsonl")
+    drop_half_line(tmp_path / "pipe.jsonl")
+
+
+def test_a_folder_of_results_is_mended_before_it_is_written_to(tmp_path):
+    for name in (*APPENDED, "notes.jsonl"):
+        append_line(tmp_path / name, {"a": 1})
+        with (tmp_path / name).open("ab") as file:
+            file.write(b'{"a": 2, "crc')
+    with writing(tmp_path):
+        assert [read_lines(tmp_path / name, strict=True) for name in APPENDED] == [[{"a": 1}]] * len(APPENDED)
+        assert (tmp_path / "notes.jsonl").read_bytes().endswith(b'"crc'), "it may be somebody's own"
 
 
 @settings(deadline=None)  # each write waits for the disk
