@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-from checkpoints import give_input_order, load
+from checkpoints import give_input_order, load, read_bits
 from packaging.version import Version
 from safetensors import safe_open
 from tiny_models import LLAMA, float_model
@@ -92,8 +92,9 @@ def test_asymmetric_weights_in_a_model(packed, tmp_path, tokens, dtype):
 
 
 def test_symmetric_weights_of_several_schemes(packed, tmp_path, tokens):
+    width = read_bits([3, 2])[0]
     folder = packed(
-        shards="300KB", w=3, w_symmetric=True, overrides={"*.down_proj": "W8", "layers.0.self_attn": "FP16"}
+        shards="300KB", w=width, w_symmetric=True, overrides={"*.down_proj": "W8", "layers.0.self_attn": "FP16"}
     )
     assert len(list(folder.glob("*.safetensors"))) > 3, "parts of a weight may lie in several files"
     done = export_checkpoint(str(folder), tmp_path / "out")

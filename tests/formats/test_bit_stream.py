@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from checkpoints import read_bits
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -47,6 +48,8 @@ def test_code_i_takes_the_bits_from_i_times_b(bits):
 @pytest.mark.parametrize("length", [32, 96, 41])
 def test_compressed_tensors_writes_the_same_words(bits, length):
     helpers = pytest.importorskip("compressed_tensors.compressors.pack_quantized.helpers")
+    if not read_bits([bits]):
+        pytest.skip("this compressed-tensors has another layout for these bits")
     codes = random_codes(bits, 3, length)
     signed = (codes.to(torch.int16) - 2 ** (bits - 1)).to(torch.int8)
     words = helpers.pack_to_int32(signed, bits)
