@@ -7,10 +7,11 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from qllm_hf.efficiency.cells import FILE, Case, Cell, Cells, Times
+from qllm_hf.efficiency.cells import Case, Cell, Cells, Times
 from qllm_hf.errors import QllmError
 from qllm_hf.evaluation.answers import Journal
 from qllm_hf.evaluation.engine import evaluate
+from qllm_hf.evaluation.lines import CELLS
 from qllm_hf.loading import load_model, load_tokenizer
 from qllm_hf.results import read_results
 from qllm_hf.sweep.table import summary
@@ -113,5 +114,5 @@ SUBJECTS = {
     "merge": Subject(make_sweep, _files, read_merged, is_quick=False),
     "evaluate": Subject(make_sweep, lambda folder: [folder / "records.jsonl"], evaluate_again, is_quick=False),
     "answers": Subject(make_answers, lambda folder: _files(folder / "answers"), evaluate_again, is_quick=False),
-    "bench": Subject(make_cells, lambda folder: [folder / FILE], read_cells),
+    "bench": Subject(make_cells, lambda folder: [folder / CELLS], read_cells),
 }
