@@ -20,6 +20,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.tensor import DTensor, Shard
+from torch.distributed.tensor.placement_types import _StridedShard
 from transformers import PreTrainedModel
 from transformers.distributed import tensor_parallel
 
@@ -37,7 +38,9 @@ from .uniform import affine_params, choose_codes, group, ungroup
 WHOLE = "qllm_whole"
 """The style of a parameter that every process holds as a whole, while others of its module are cut."""
 
-ROWS = ("colwise", "colwise_rep", "colwise_gather_output", "packed_colwise")
+FUSED = "packed_colwise"
+"""The style of gate and up in one weight: each process computes some rows of both."""
+ROWS = ("colwise", "colwise_rep", "colwise_gather_output", FUSED)
 COLUMNS = ("rowwise", "rowwise_rep", "rowwise_split_input")
 # Projections whose output is heads, and what says how many: each process needs whole ones.
 HEADS = {"q_proj": "num_attention_heads", "k_proj": "num_key_value_heads", "v_proj": "num_key_value_heads"}
@@ -116,7 +119,28 @@ def check_parallel(model: PreTrainedModel, plan: Plan, *, pre_quantized: bool, p
         raise ModelError(f"{tied[0]} is tied to the embedding, which is cut in {size} before it is quantized. {once}")
     cuts = find_cuts(model, plan)
     check_cuts(model, cuts, size)
+    if pre_quantized and loses_strides():
+        _check_fused(model, cuts)
     return cuts
+
+
+def loses_strides() -> bool:
+    """Whether this torch calls some rows of both gate and up one piece of the whole, as 2.8 does.
+
+    transformers believes it when it cuts what is stored as one tensor: one process would get gate, the other up.
+    """
+    return bool(_StridedShard(0, split_factor=2).is_shard())
+
+
+def _check_fused(model: PreTrainedModel, cuts: list[Cut]) -> None:
+    styles = _styles(model)
+    for entry, _ in cuts:
+        if FUSED in (styles.get(numberless(entry.name)), styles.get(numberless(entry.module))):
+            raise ModelError(
+                f"{entry.name} holds gate and up in one tensor, which transformers cuts in the wrong places with torch "
+                f"{torch.__version__}. Use a newer torch, or keep it in floating point: "
+                f"modules_to_not_convert=[{entry.module!r}]."
+            )
 
 
 def mark_cuts_(model: PreTrainedModel, cuts: list[Cut]) -> None:

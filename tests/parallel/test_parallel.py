@@ -3,6 +3,7 @@
 All cases of this file run in one program (`parallel_ranks.py`), which forks the processes; tests look at what it found.
 """
 
+import contextlib
 import json
 import subprocess
 import sys
@@ -16,13 +17,16 @@ import pytest
 import torch
 from checkpoints import give_input_order
 from safetensors.torch import load_file
-from tiny_models import MODELS, float_model, on_one_thread, prompt
+from tiny_models import MODELS, float_model, on_one_thread, prompt, tiny_config
 from transformers import AutoModelForCausalLM
+from transformers.distributed import DistributedConfig
 from typer.testing import CliRunner
 
-from qllm_hf import QllmConfig
+from qllm_hf import QllmConfig, parallel
 from qllm_hf.builtin import BUILTIN, REFERENCE
 from qllm_hf.cli.main import app
+from qllm_hf.errors import ModelError
+from qllm_hf.plan import make_plan
 
 _one_thread = pytest.fixture(autouse=True, scope="module")(on_one_thread)
 
@@ -226,6 +230,20 @@ def test_what_cannot_be_cut_is_refused_before_loading(folder, name):
         assert numbers["error"].startswith("ModelError"), numbers
         assert message in numbers["error"]
         assert "_process_model_before_weight_loading" in numbers["trace"], "weights were read first"
+
+
+def test_fused_weights_are_refused_where_torch_would_cut_them_wrongly(monkeypatch):
+    """torch 2.8 calls some rows of gate and of up one piece, and transformers believes it: other numbers, silently."""
+    for family, fused in (("mixtral", True), ("llama", False)):
+        config = tiny_config(family)
+        config.intermediate_size = 192
+        model = AutoModelForCausalLM.from_config(config)
+        model.config.distributed_config = DistributedConfig(tp_size=2)
+        plan = make_plan(model, QllmConfig(w=4, w_group_size=-1))
+        for lost in (False, True):
+            monkeypatch.setattr(parallel, "loses_strides", lambda lost=lost: lost)
+            with pytest.raises(ModelError, match="gate and up") if fused and lost else contextlib.nullcontext():
+                parallel.check_parallel(model, plan, pre_quantized=True, packs_after_loading=False)
 
 
 def said(folder, name):
