@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
+from packaging.version import Version
 from safetensors.torch import load_file, save_file
 from tiny_models import float_model
 from typer.testing import CliRunner
@@ -275,7 +277,13 @@ def test_an_input_scale_that_no_layer_takes(folder):
         ({"vocab_size": 2**40}, "describes a model of"),
         ({"hidden_size": "../x"}, "describes no model that transformers can make.*hidden_size"),
         ({"hidden_size": 128}, "the files hold .* bytes"),
-        ({"vocab_size": 65}, "cannot be loaded"),
+        pytest.param(
+            {"vocab_size": 65},
+            "cannot be loaded",
+            marks=pytest.mark.skipif(
+                Version(transformers.__version__) < Version("5.23"), reason="it takes the file's shape: the right model"
+            ),
+        ),
         ({"dtype": "x"}, "describes no model that transformers can make"),
         ({"attn_implementation": "owner/kernel"}, "that is code from somewhere else"),
         ({"text_config": {"experts_implementation": "owner/kernel"}}, "that is code from somewhere else"),
