@@ -48,8 +48,9 @@ def main() -> None:
 
     chosen = list(JOBS) if given.jobs == "all" else given.jobs.split(",")
     ways = list(WAYS) if given.ways == "all" else given.ways.split(",")
-    if unknown := [name for name in (*chosen, *ways) if name not in (*JOBS, *WAYS)]:
-        parser.error(f"{', '.join(unknown)}: jobs are {', '.join(JOBS)}; ways are {', '.join(WAYS)}")
+    for option, names, known in (("--jobs", chosen, JOBS), ("--ways", ways, WAYS)):
+        if unknown := [name for name in names if name not in known]:
+            parser.error(f"{option} {', '.join(unknown)}: there are {', '.join(known)}")
     if given.plant:
         PLANTS[given.plant]()
     counts: Counter[tuple[str, str, str]] = Counter()

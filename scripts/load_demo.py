@@ -49,7 +49,7 @@ TOKENS = 24
 MEMORY = "30MB"
 CALL = "/gradio_api/call"
 REMEMBERED = 2100
-"""Sessions; gradio keeps the queues of the last 2,000, about 5 KB each (Queue.pending_messages_per_session)."""
+"""Sessions; gradio keeps the queues of the last 2,000 (Queue.pending_messages_per_session)."""
 
 
 class WrongError(Exception):

@@ -9,7 +9,7 @@ from qllm_hf.cli.main import app
 
 
 @pytest.mark.skipif(not hasattr(os, "openpty"), reason="needs a terminal that can be played")
-def test_nothing_that_a_model_writes_acts_on_the_terminal(monkeypatch, capsys):
+def test_nothing_that_a_model_writes_acts_on_the_terminal(monkeypatch):
     ours, theirs = os.openpty()
     with os.fdopen(theirs, "w", encoding="utf-8") as terminal:
         monkeypatch.setattr(sys, "stdout", terminal)

@@ -187,6 +187,9 @@ def test_models_that_read_their_weights_themselves(packed, tmp_path):
         reloaded(tmp_path / "out", dequantize=False)(tokens)
     if TABLE_HOLDS:
         assert_same(reloaded(tmp_path / "out", dequantize=True), as_float(folder), tokens)
+    else:
+        with pytest.raises(AttributeError, match="weight"):
+            reloaded(tmp_path / "out", dequantize=True)(tokens)
 
 
 def test_float_weights_of_every_shape(packed, tmp_path):
