@@ -8,7 +8,7 @@ import torch
 from gpu_steps import FLOAT, TINY, Case, with_ratios
 
 from qllm_hf import attention
-from qllm_hf.attention import registry
+from qllm_hf.attention import graph, registry
 from qllm_hf.cache import cache_nbytes
 
 pytestmark = pytest.mark.slow
@@ -22,6 +22,7 @@ def test_small_models_are_verified(capsys):
     assert all("verified, not timed" in line and " ms " not in line for line in lines[:-1])
 
 
+@pytest.mark.skipif(not graph.IS_TRACEABLE, reason="graphs of this torch decode, whatever the table says")
 def test_wrong_logits_are_found(capsys, monkeypatch):
     def wrong(request):
         return attention.ATTENTION[-1].run(request).flip(-1)

@@ -3,6 +3,7 @@
 import adapters
 import pytest
 import torch
+from flips import same_but_for_a_code
 from tiny_models import float_model, on_one_thread, prompt
 from transformers import StaticCache
 
@@ -180,7 +181,17 @@ def test_compiled_scoring():
     expected = model(ids, use_cache=False).logits
     torch._dynamo.reset()
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
-    assert (compiled(ids, use_cache=False).logits - expected).abs().max() < 1e-5
+    assert same_but_for_a_code(compiled(ids, use_cache=False).logits, expected)
+
+
+def test_no_other_numbers_are_taken_for_those():
+    numbers = torch.randn(2, 6, 32)
+    one_code = numbers.clone()
+    one_code[1, 3:] += 1e-3
+    assert same_but_for_a_code(one_code, numbers)
+    for other in (numbers + 1e-3, numbers.flip(-1), numbers.roll(1, 1), torch.cat([numbers[:1], numbers[1:].flip(-1)])):
+        assert not same_but_for_a_code(other, numbers)
+    assert not same_but_for_a_code(torch.full_like(numbers, float("nan")), numbers)
 
 
 @pytest.mark.slow
@@ -195,4 +206,4 @@ def test_compiled_adapters(lora):
     expected = model(input_ids=ids, use_cache=False).logits
     torch._dynamo.reset()
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
-    assert (compiled(input_ids=ids, use_cache=False).logits - expected).abs().max() < 1e-5
+    assert same_but_for_a_code(compiled(input_ids=ids, use_cache=False).logits, expected)

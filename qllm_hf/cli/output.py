@@ -34,7 +34,7 @@ def answering(*, as_json: bool = False, quiet: bool = False, debug: bool = False
         SystemExit: the body raised; the code is 2 for UsageError, else 1. With `debug`, or QLLM_DEBUG=1, the
             exception itself leaves.
     """
-    with warnings.catch_warnings(), stopping(note):
+    with warnings.catch_warnings(), stopping(note), _only_answers_on_stdout():
         _show_warnings_plainly()
         try:
             _calm_transformers(quiet)
@@ -64,6 +64,31 @@ def one_answer(one_model: bool) -> Iterator[None]:
 
         if dist.is_initialized():
             dist.destroy_process_group()
+
+
+@contextlib.contextmanager
+def _only_answers_on_stdout() -> Iterator[None]:
+    """Among several processes, what libraries print past Python goes to stderr.
+
+    The Gloo of torch 2.8 reports each of its connections on stdout, in the middle of a JSON object.
+    """
+    if "RANK" not in os.environ or sys.stdout is None or sys.stderr is None:
+        yield
+        return
+    sys.stdout.flush()
+    kept = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        with contextlib.ExitStack() as stack:
+            if sys.stdout is sys.__stdout__:
+                ours = stack.enter_context(
+                    open(kept, "w", encoding=sys.stdout.encoding, errors=sys.stdout.errors, closefd=False)
+                )
+                stack.enter_context(contextlib.redirect_stdout(ours))
+            yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
 
 
 def answer(data: dict[str, Any], text: str, *, as_json: bool) -> None:

@@ -9,9 +9,15 @@ WEIGHT_DECAY = 0.05
 
 
 class Optimizer:
-    """Steps for a bfloat16 model whose exact weights are kept here, in float32."""
+    """Steps for a bfloat16 model whose exact weights are kept here, in float32.
+
+    Raises:
+        SystemExit: this torch has no Muon.
+    """
 
     def __init__(self, model: nn.Module) -> None:
+        if not hasattr(torch.optim, "Muon"):
+            raise SystemExit(f"torch {torch.__version__} has no torch.optim.Muon. Train with torch 2.9 or newer.")
         self.working = [p for p in model.parameters() if p.requires_grad]
         self.masters = [nn.Parameter(p.detach().float().clone()) for p in self.working]
         embedding = model.get_input_embeddings().weight

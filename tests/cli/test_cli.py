@@ -1,6 +1,7 @@
 """The commands do what they say, say what they did, and fail with one sentence."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -335,3 +336,22 @@ def test_as_a_program(stories, tmp_path):
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["scheme"] == "W4KV8"
     assert "Loading weights" in done.stderr
+
+
+@pytest.mark.parametrize("rank", ["0", None])
+def test_what_libraries_print_past_python_is_no_part_of_an_answer(rank):
+    """Gloo tells of its connections on stdout. In one process nothing is moved."""
+    program = (
+        "import os, sys\n"
+        "from qllm_hf.cli.output import answer, answering\n"
+        "with answering():\n"
+        "    os.write(1, b'[Gloo] connected\\n')\n"
+        "    print('as text comes')\n"
+        "    answer({'answer': 42}, '', as_json=True)\n"
+        "os.write(1, b'after\\n')\n"
+    )
+    environment = {key: value for key, value in os.environ.items() if key != "RANK"} | ({"RANK": rank} if rank else {})
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment, check=True)
+    remark = "[Gloo] connected\n"
+    assert remark in (done.stderr if rank else done.stdout)
+    assert done.stdout.replace(remark, "") == 'as text comes\n{\n  "answer": 42\n}\nafter\n'

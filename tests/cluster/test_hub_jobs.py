@@ -3,8 +3,11 @@
 import importlib
 import json
 import shlex
+from pathlib import Path
 
+import huggingface_hub
 import pytest
+from packaging.version import Version
 from typer.main import get_command
 from typer.testing import CliRunner
 
@@ -12,9 +15,13 @@ from qllm_hf import __version__
 from qllm_hf.cli.main import app
 from qllm_hf.cluster.flavors import FLAVORS, choose_flavor
 from qllm_hf.cluster.footprint import Footprint
+from qllm_hf.cluster.hub_jobs import HF as LOWEST
 from qllm_hf.cluster.hub_jobs import IMAGE, seconds
 from qllm_hf.errors import ConfigError
 
+known_words = pytest.mark.skipif(
+    Version(huggingface_hub.__version__) < Version(LOWEST), reason=f"hf before {LOWEST} does not know our words"
+)
 HF = importlib.import_module("huggingface_hub.cli.hf").app
 NAMES = ("FP16", "W4", "W3_gptq", "KV4")
 
@@ -53,6 +60,7 @@ def test_one_job_for_each_scheme(commands):
     ]
 
 
+@known_words
 def test_hf_understands_each_job(commands, monkeypatch, capsys):
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
     for job, name in zip(commands[1:-2], NAMES, strict=True):
@@ -67,6 +75,7 @@ def test_hf_understands_each_job(commands, monkeypatch, capsys):
         }
 
 
+@known_words
 def test_a_word_that_hf_does_not_know_would_be_noticed(commands, monkeypatch, capsys):
     """It refuses none: what it does not know becomes a part of the command."""
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
@@ -74,6 +83,7 @@ def test_a_word_that_hf_does_not_know_would_be_noticed(commands, monkeypatch, ca
     assert said["image"] != IMAGE and said["flavor"] == "cpu-basic"
 
 
+@known_words
 def test_each_job_measures_its_part_and_brings_it_back(commands):
     """The words inside, one command after the other, are read by the programs that they are for."""
     for job, scheme in zip(commands[1:-2], ("FP16", "W4", "W3+gptq", "KV4"), strict=True):
@@ -155,6 +165,7 @@ def test_the_smallest_machine_that_holds_a_job():
     assert choose_flavor(need(10), "cpu-basic").gpus == 0
 
 
+@known_words
 def test_every_flavor_is_one_of_the_hub():
     from huggingface_hub import JobHardware
 
@@ -166,3 +177,9 @@ def test_every_flavor_is_one_of_the_hub():
 @pytest.mark.parametrize(("text", "expected"), [("90m", 5400), ("6h", 21600), ("1d", 86400), ("30", 30), ("5s", 5)])
 def test_durations(text, expected):
     assert seconds(text) == expected
+
+
+def test_what_hf_has_to_be_is_said():
+    assert f"huggingface_hub {LOWEST} or newer" in plan().stdout
+    page = (Path(__file__).resolve().parents[2] / "docs" / "cluster.md").read_text(encoding="utf-8")
+    assert f"huggingface_hub {LOWEST} or newer" in " ".join(page.split())

@@ -16,6 +16,7 @@ import parallel_ranks
 import pytest
 import torch
 from checkpoints import give_input_order
+from flips import TIGHT, same_but_for_a_code
 from safetensors.torch import load_file
 from tiny_models import MODELS, float_model, on_one_thread, prompt, tiny_config
 from transformers import AutoModelForCausalLM
@@ -93,7 +94,15 @@ CASES = [
     # in float32 a sum in another order may round an activation the other way, which other layers make much of
     Case(REFERENCE, "blocks", "packed", 2, {"load": {"dtype": "float64"}}),
 ]
+# Weights that hold gate and up, from a checkpoint: refused where torch loses what transformers needs to cut them.
+FUSED = [case for case in CASES if case.family in ("mixtral", "qwen3_moe") and case.source == "packed"]
+UNCUT = FUSED if parallel.loses_strides() else []
 REPORTED = [case for case in CASES if case.subject in ("llama-w4a8", "mixtral-w4kv4")]
+EXPERTS, EXPERTS_REFUSED = (
+    ({"ep_size": 2}, "ep_size=2")
+    if "ep_size" in DistributedConfig.__dataclass_fields__  # transformers 5.17 and 5.18 do not have it
+    else ({"enable_expert_parallel": True}, "which packed weights cannot be")
+)
 # what cannot be: (case, what the error says)
 REFUSED = {
     "groups": ({"size": 2, "path": "llama", "config": {"w": 4}}, "w_group_size=32 would fit"),
@@ -103,7 +112,7 @@ REFUSED = {
         {"size": 2, "path": "llama", "config": {"w": 4}, "distributed": {"tp_size": 1, "fsdp_size": 2}},
         "fsdp_size=2",
     ),
-    "experts": ({"size": 2, "path": "mixtral", "config": SCHEMES["w4"], "distributed": {"ep_size": 2}}, "ep_size=2"),
+    "experts": ({"size": 2, "path": "mixtral", "config": SCHEMES["w4"], "distributed": EXPERTS}, EXPERTS_REFUSED),
     "no plan": ({"size": 2, "path": "opt", "config": SCHEMES["w4"]}, "no plan to cut opt"),
     "method": (
         {"size": 2, "path": "llama", "config": {"w": 4, "method": "awq", "calibration": "curriculum", **G32}},
@@ -171,26 +180,35 @@ def folder(tmp_path_factory):
     return root
 
 
+def same(got, expected):
+    return (got - expected).abs().max() < TIGHT
+
+
 def found(folder, name, rank=0):
     numbers = json.loads((folder / f"{name}-{rank}.json").read_text())
     assert "error" not in numbers, numbers["trace"]
     return load_file(folder / f"{name}-{rank}.safetensors"), numbers
 
 
-by_name = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def by_name(cases):
+    because = pytest.mark.skip(reason="fused weights are refused with this torch")
+    parameters = [pytest.param(case, marks=because if case in UNCUT else (), id=case.name) for case in cases]
+    return pytest.mark.parametrize("case", parameters)
 
 
-@by_name
+@by_name(CASES)
 def test_all_processes_together_give_what_one_gives(folder, case):
     expected, _ = found(folder, case.subject)
+    rounds = {"a", "kv"} & SCHEMES[case.scheme].keys() and case.options.get("load") is None
     for rank in range(case.size):
         got, _ = found(folder, case.name, rank)
         for key in ("logits", "again", "steps"):
-            assert (got[key] - expected[key]).abs().max() < 1e-5, (key, rank)
+            close = same_but_for_a_code if rounds else same
+            assert close(got[key], expected[key]), (key, rank)
         assert torch.equal(got["sequences"], expected["sequences"])
 
 
-@by_name
+@by_name(CASES)
 def test_each_process_holds_its_part(folder, case):
     _, alone = found(folder, case.subject)
     parts = [found(folder, case.name, rank)[1] for rank in range(case.size)]
@@ -205,7 +223,7 @@ def test_each_process_holds_its_part(folder, case):
     assert all(part["weight_bytes"] < alone["weight_bytes"] for part in parts)
 
 
-@pytest.mark.parametrize("case", REPORTED, ids=lambda case: case.name)
+@by_name(REPORTED)
 def test_a_report_is_of_the_whole_model(folder, case):
     _, alone = found(folder, case.subject)
     _, here = found(folder, case.name)
@@ -213,13 +231,21 @@ def test_a_report_is_of_the_whole_model(folder, case):
     assert "cut over 2 processes, of which this one holds" in here["report"]
 
 
-@pytest.mark.parametrize("case", [case for case in CASES if not case.options], ids=lambda case: case.name)
+@by_name([case for case in CASES if not case.options])
 def test_what_they_save_is_what_one_process_saves(folder, case):
     expected, got = (load_file(folder / place / "model.safetensors") for place in (case.subject, f"{case.name}-saved"))
     assert got.keys() == expected.keys()
     assert all(torch.equal(got[key], expected[key]) for key in got)
     theirs, ours = (json.loads((folder / n / "config.json").read_text()) for n in (case.subject, f"{case.name}-saved"))
     assert ours["quantization_config"] == theirs["quantization_config"]
+
+
+@pytest.mark.skipif(not UNCUT, reason="this torch cuts fused weights")
+@pytest.mark.parametrize("case", FUSED, ids=lambda case: case.name)
+def test_fused_weights_are_refused_by_all_processes(folder, case):
+    for rank in range(case.size):
+        numbers = json.loads((folder / f"{case.name}-{rank}.json").read_text())
+        assert numbers["error"].startswith("ModelError") and "gate and up" in numbers["error"]
 
 
 @pytest.mark.parametrize("name", REFUSED)
