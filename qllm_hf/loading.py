@@ -284,10 +284,13 @@ def load_tokenizer(name_or_path: str, *, trust_remote_code: bool = False) -> Any
 
     Raises:
         CheckpointError: there is none, or it cannot be read; or no such model at all.
+        ModelError: a model on the Hub is no causal language model.
     """
     folder = local_folder(name_or_path)
     if folder is not None:
         check_kinds(folder)
+    else:  # transformers asks for the tokenizer of a model that is not there again and again, and then speaks of that
+        config_dict(name_or_path, trust_remote_code=trust_remote_code)
     where = str(folder or name_or_path)
     try:
         tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=trust_remote_code)

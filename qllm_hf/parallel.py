@@ -45,6 +45,7 @@ COLUMNS = ("rowwise", "rowwise_rep", "rowwise_split_input")
 # Projections whose output is heads, and what says how many: each process needs whole ones.
 HEADS = {"q_proj": "num_attention_heads", "k_proj": "num_key_value_heads", "v_proj": "num_key_value_heads"}
 OTHER_KINDS = ("fsdp_size", "dp_replicate_size", "ep_size", "pp_size")
+EXPERTS = "enable_expert_parallel"  # before transformers 5.19 it is no size
 LARGEST_SIZE = 64
 
 
@@ -101,6 +102,7 @@ def check_parallel(model: PreTrainedModel, plan: Plan, *, pre_quantized: bool, p
         ModelError: it cannot be cut so, or not before it is quantized.
     """
     others = [name for name in OTHER_KINDS if int(getattr(_distributed(model), name, None) or 1) > 1]
+    others += [EXPERTS] if getattr(_distributed(model), EXPERTS, False) is True else []
     if others:
         raise ModelError(
             f"{others[0]}={getattr(_distributed(model), others[0])}: packed weights can be cut by tensor parallelism "

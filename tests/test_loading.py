@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors import safe_open
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
+from transformers.utils import hub
 
 import qllm_hf
 from qllm_hf import whole
@@ -235,9 +237,19 @@ def test_where_a_model_can_be(tmp_path, stories):
             local_folder(path)
 
 
-def test_what_the_hub_does_not_give():
+@pytest.mark.parametrize("load", [load_model, load_tokenizer])
+def test_what_the_hub_does_not_give(load, monkeypatch):
+    """It is asked for once: without a network huggingface_hub tries for 23 seconds before it gives up."""
+    asked = []
+
+    def download(*args, **options):
+        asked.append(args)
+        raise LocalEntryNotFoundError("no connection")
+
+    monkeypatch.setattr(hub, "hf_hub_download", download)
     with pytest.raises(CheckpointError, match=r"'no-such/model' is no folder here.*HF_HUB_OFFLINE=1"):
-        load_model("no-such/model")
+        load("no-such/model")
+    assert len(asked) == 1
 
 
 @pytest.mark.parametrize(

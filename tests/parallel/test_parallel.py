@@ -100,8 +100,8 @@ UNCUT = FUSED if parallel.loses_strides() else []
 REPORTED = [case for case in CASES if case.subject in ("llama-w4a8", "mixtral-w4kv4")]
 EXPERTS, EXPERTS_REFUSED = (
     ({"ep_size": 2}, "ep_size=2")
-    if "ep_size" in DistributedConfig.__dataclass_fields__  # transformers 5.17 and 5.18 do not have it
-    else ({"enable_expert_parallel": True}, "which packed weights cannot be")
+    if "ep_size" in DistributedConfig.__dataclass_fields__  # from transformers 5.19 on
+    else ({"enable_expert_parallel": True}, "enable_expert_parallel=True")
 )
 # what cannot be: (case, what the error says)
 REFUSED = {
