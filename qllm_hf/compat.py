@@ -6,6 +6,7 @@ import transformers
 from packaging.version import Version
 from transformers import cache_utils
 from transformers.quantizers.base import HfQuantizer
+from transformers.utils import hub
 
 from .errors import ModelError
 
@@ -27,6 +28,9 @@ SELF_QUANTIZING_LAYERS: tuple[type, ...] = tuple(
     for name in ("QuantizedLayer", "BaseQuantizedLayer", "Fp8QuantizedLayer")
     if hasattr(cache_utils, name)
 )
+
+# Which commit of the Hub files are loaded from; before 5.18 a config knows it. Drop when that is the oldest release.
+resolve_revision = getattr(hub, "resolve_revision", None)
 
 # Before 5.21 nobody calls `update_parallel_plan`; drop when the oldest supported release is 5.21.
 PARALLEL_PLAN_IS_UPDATED_FOR_US = hasattr(HfQuantizer, "update_parallel_plan")

@@ -30,6 +30,7 @@ from .families import REPLACED_REMOTE_CODE
 from .packed import packed_shapes
 from .plan import Plan, make_plan
 from .preflight import TRUST, check_config, check_room, check_side_files, check_unexpected, refusing
+from .revision import at_one_commit, note_commit_
 from .shown import short
 from .steady import unchanged
 
@@ -151,7 +152,9 @@ def model_on_meta(name_or_path: str, *, dtype: str = "auto", trust_remote_code: 
     options: dict[str, Any] = {} if dtype == "auto" else {"dtype": getattr(torch, dtype)}
     what = f"config.json of {name_or_path!r} describes no model that transformers can make"
     with _hub_errors(name_or_path), refusing(what):
-        config = AutoConfig.from_pretrained(_where(name_or_path), trust_remote_code=trust_remote_code)
+        pinned = at_one_commit(_where(name_or_path))
+        config = AutoConfig.from_pretrained(_where(name_or_path), trust_remote_code=trust_remote_code, **pinned)
+        note_commit_(config, options=pinned)
         with torch.device("meta"):
             model: Any = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code, **options)
     shapes: PreTrainedModel = model.eval()
@@ -252,10 +255,12 @@ def load_whole(name_or_path: str, *, verify: bool = False, **options: Any) -> Pr
     what = f"{name_or_path!r} cannot be loaded: config.json and the files do not fit together"
     steady = contextlib.nullcontext() if folder is None else unchanged(folder)
     with steady, _hub_errors(name_or_path), contextlib.nullcontext() if placed else refusing(what):
+        pinned = at_one_commit(_where(name_or_path))
         loaded: Any = AutoModelForCausalLM.from_pretrained(
-            _where(name_or_path), use_safetensors=True, output_loading_info=True, **options
+            _where(name_or_path), use_safetensors=True, output_loading_info=True, **pinned, **options
         )
     model: PreTrainedModel = loaded[0]
+    note_commit_(model.config, options=pinned)
     missing = sorted(loaded[1]["missing_keys"])
     if missing:
         raise CheckpointError(

@@ -50,6 +50,7 @@ from .parallel import (
 )
 from .patterns import numberless
 from .plan import Entry, Plan, make_plan, shared_weights
+from .revision import note_commit_
 from .safetensors_stream import state_checksums
 from .scheme import FLOAT_BITS
 from .sound import check_values
@@ -122,6 +123,7 @@ class QllmHfQuantizer(HfQuantizer):
             if files:
                 check_one_save({path: read_header(path)[1] for path in map(Path, files)})
                 check_stored_orders(files, sum(entry.input_order for entry in self.plan.quantized()))
+        note_commit_(model.config, files=kwargs.get("checkpoint_files") or ())
         if not self.pre_quantized:
             warn_of_low_coverage(self.plan, config)
         self.cuts = check_parallel(

@@ -18,7 +18,6 @@ from transformers import PreTrainedModel
 from transformers.utils import logging
 
 from . import __version__
-from .checkpoint import read_checkpoint
 from .config import QllmConfig
 from .errors import CheckpointError, ConfigError
 from .inplace import adopt_
@@ -29,6 +28,7 @@ from .methods.engine import calibrate_
 from .methods.residence import OnDisk
 from .methods.work import SCRATCH, Work
 from .plan import make_plan
+from .revision import revision_of
 from .scratch import temporary_folder
 from .steady import unchanged
 from .whole import claiming
@@ -131,7 +131,8 @@ def quantize_streamed(
         stack.enter_context(claiming(folder))
         if (source_folder := local_folder(name_or_path)) is not None:
             stack.enter_context(unchanged(source_folder))
-        work = Work(folder, _identity(name_or_path, config, calibration, dtype), restart=restart)
+        shapes = model_on_meta(name_or_path, dtype=dtype, trust_remote_code=trust_remote_code)
+        work = Work(folder, _identity(name_or_path, shapes, config, calibration, dtype), restart=restart)
         for index in range(work.done):  # to find what was damaged now, and not after hours of further work
             work.load_block(index)
         source = stack.enter_context(
@@ -177,14 +178,15 @@ def work_folder(out_dir: Path) -> Path:
     return out_dir.with_name(f".{out_dir.name}.calibration")
 
 
-def _identity(name_or_path: str, config: QllmConfig, calibration: Calibration, dtype: str) -> dict[str, Any]:
+def _identity(
+    name_or_path: str, shapes: PreTrainedModel, config: QllmConfig, calibration: Calibration, dtype: str
+) -> dict[str, Any]:
     """What makes two runs the same: the files, the config, the tokens, the program."""
     folder = local_folder(name_or_path)
-    files = [] if folder is None else [[file.name, file.stat().st_size] for file in read_checkpoint(folder).files]
     stored = {key: value for key, value in config.to_dict().items() if key not in ("calibration", "input_scales")}
     return {
         "model": str(folder.resolve()) if folder else name_or_path,
-        "files": files,
+        "revision": revision_of(name_or_path, shapes),
         "config": json.loads(json.dumps(stored, sort_keys=True, default=str)),
         "calibration": calibration.summary(),
         "dtype": dtype,

@@ -54,6 +54,7 @@ LAYERS = {
     "drawing": 3,
     "packed": 3,
     "compat": 3,
+    "revision": 4,
     "checksums": 4,
     "kv_rows": 4,
     "row_buffer": 4,

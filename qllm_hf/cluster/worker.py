@@ -15,12 +15,13 @@ import torch
 from ..config import QllmConfig
 from ..evaluation import engine
 from ..evaluation.lines import read_lines
-from ..evaluation.provenance import revision_of, versions
+from ..evaluation.provenance import versions
 from ..evaluation.sources import first_line
 from ..evaluation.store import Store
 from ..loading import load_tokenizer, local_folder, model_on_meta
 from ..reporting.model import report
 from ..results import Size
+from ..revision import revision_of
 from ..scratch import temporary_folder
 from ..sweep.models import Models
 from ..sweep.run import noted

@@ -18,11 +18,12 @@ from typing import Any, Final
 from transformers import PreTrainedModel
 
 from ..errors import ConfigError, QllmWarning
+from ..revision import revision_of
 from .answers import Journal, digest
 from .dialogue import LOOKED_AT, RATED, Rater, prepare, read_questions
 from .harness import SHOTS_SEED, lm_eval, load_task, quiet_lm_eval
 from .miniature import MINIATURE
-from .provenance import hardware, revision_of, versions
+from .provenance import hardware, versions
 from .questions import questions_of
 from .ranks import Ranks
 from .record import Record

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import platform
-from hashlib import sha256
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import torch
 
 from .. import __version__
-from ..builtin import BUILTIN
 
 LIBRARIES: Final = ("torch", "transformers", "lm_eval", "datasets", "tokenizers")
-_EDGE: Final = 1 << 20
 
 
 def versions() -> dict[str, str]:
@@ -39,26 +35,3 @@ def hardware(device: torch.device) -> dict[str, str]:
         models = [line.partition(":")[2].strip() for line in described.read_text().splitlines() if "model name" in line]
         name = models[0] if models else name
     return {"device": name, "threads": str(torch.get_num_threads())}
-
-
-def revision_of(name_or_path: str, model: Any) -> str:
-    """Which files a model came from: its commit on the Hub, or a digest of the files in its folder.
-
-    Of a file of weights, the size and the first and last megabyte are taken: the header with all names and shapes, and
-    enough numbers to tell two trainings apart.
-    """
-    folder = BUILTIN.get(name_or_path, Path(name_or_path).expanduser())
-    if not name_or_path or not folder.is_dir():
-        return str(getattr(model.config, "_commit_hash", None) or "")
-    found = sha256()
-    for path in sorted(folder.iterdir()):
-        if path.suffix not in {".json", ".safetensors", ".model", ".jinja", ".txt"} or not path.is_file():
-            continue
-        size = path.stat().st_size
-        found.update(f"{path.name} {size}\n".encode())
-        with path.open("rb") as file:
-            found.update(file.read(_EDGE))
-            if size > 2 * _EDGE:
-                file.seek(-_EDGE, os.SEEK_END)
-            found.update(file.read(_EDGE))
-    return f"files:{found.hexdigest()[:12]}"

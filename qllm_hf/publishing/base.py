@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from ..builtin import BUILTIN
-from ..evaluation.provenance import revision_of
 from ..loading import local_folder
+from ..revision import revision_of
 from .frontmatter import CARD, read_card
 from .hub import explained, hub_api, retried
 from .problems import PublishError

@@ -13,11 +13,11 @@ from typing import Any, Final
 from ..checkpoint import Checkpoint, read_checkpoint
 from ..config import QllmConfig
 from ..errors import CheckpointError
-from ..evaluation.provenance import revision_of
 from ..loading import check_stored, model_on_meta, stored_config
 from ..preflight import check_config
 from ..reporting.model import plan_report
 from ..reporting.values import Report
+from ..revision import revision_of
 from .problems import PublishError
 from .recipe import Recipe, read_recipe
 

@@ -17,9 +17,10 @@ from typing import Any, Final, Literal
 
 from ..builtin import BUILTIN
 from ..errors import CheckpointError
-from ..evaluation.provenance import revision_of, versions
+from ..evaluation.provenance import versions
 from ..files import read_bytes, read_text
 from ..loading import local_folder
+from ..revision import revision_of
 from ..shown import printable, short, short_text
 from ..strict_json import parse_object
 from ..typed import made_of

@@ -14,7 +14,6 @@ from transformers import PreTrainedModel
 from ..errors import CheckpointError, QllmWarning
 from ..evaluation import engine
 from ..evaluation.dialogue import Rater
-from ..evaluation.provenance import revision_of
 from ..evaluation.ranks import Disagreement, FailedElsewhere, LostProcess, Ranks
 from ..evaluation.record import Record
 from ..evaluation.sources import first_line
@@ -22,6 +21,7 @@ from ..evaluation.store import Store, writing
 from ..loading import local_folder
 from ..reporting.model import report
 from ..results import BASELINE, Results, Size, read_results, write_size
+from ..revision import revision_of
 from .known import find_known, identity_of
 from .models import Models
 from .schedule import by_cost, by_promise, expected_work, probes

@@ -197,7 +197,7 @@ def test_abilities_are_compared_over_the_same_tasks(copy, tmp_path):
 
 
 def test_results_of_the_folder_itself_have_no_baseline(copy, tmp_path):
-    from qllm_hf.evaluation.provenance import revision_of
+    from qllm_hf.revision import revision_of
 
     scores = results(tmp_path / "results", copy, revision=revision_of(str(copy), None))
     lines = [line for line in (scores / "records.jsonl").read_text().splitlines() if '"W4KV8"' in line]

@@ -171,8 +171,20 @@ def test_a_run_that_has_finished_no_block_makes_way_for_any_other(floats, tmp_pa
 
 
 def test_the_folder_of_another_model_is_refused(floats, stopped):
-    with pytest.raises(CheckpointError, match=r"differs in (calibration, )?files, model"):
+    with pytest.raises(CheckpointError, match=r"differs in (calibration, )?model, revision"):
         start(floats, "bloom", stopped)
+
+
+def test_other_weights_of_the_same_size_are_refused(floats, stopped):
+    """Another training of the model, put where the first was."""
+    path = floats / "llama" / "model.safetensors"
+    before = path.read_bytes()
+    try:
+        path.write_bytes(before[:-4] + bytes(4))
+        with pytest.raises(CheckpointError, match=r"1 blocks of another run; it differs in revision\."):
+            start(floats, "llama", stopped)
+    finally:
+        path.write_bytes(before)
 
 
 def test_restart_forgets(floats, stopped, stop_at, tmp_path):
