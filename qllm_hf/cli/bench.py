@@ -150,8 +150,9 @@ def _made(
     """What must be the same for a cell to be the same measurement."""
     import os
 
-    from ..evaluation.provenance import hardware, revision_of, versions
+    from ..evaluation.provenance import hardware, versions
     from ..reporting.tensors import dtype_name
+    from ..revision import revision_of
 
     known = versions()
     found = {name: known[name] for name in ("qllm_hf", "python", "torch", "transformers")}

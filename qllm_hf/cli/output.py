@@ -75,16 +75,15 @@ def _only_answers_on_stdout() -> Iterator[None]:
     if "RANK" not in os.environ or sys.stdout is None or sys.stderr is None:
         yield
         return
-    sys.stdout.flush()
+    real, is_real = sys.stdout, sys.stdout is sys.__stdout__
+    real.flush()
     kept = os.dup(1)
     os.dup2(2, 1)
     try:
         with contextlib.ExitStack() as stack:
-            if sys.stdout is sys.__stdout__:
-                ours = stack.enter_context(
-                    open(kept, "w", encoding=sys.stdout.encoding, errors=sys.stdout.errors, closefd=False)
-                )
-                stack.enter_context(contextlib.redirect_stdout(ours))
+            if is_real:
+                ours = os.fdopen(kept, "w", encoding=real.encoding, errors=real.errors, closefd=False)
+                stack.enter_context(contextlib.redirect_stdout(stack.enter_context(ours)))
             yield
     finally:
         os.dup2(kept, 1)
