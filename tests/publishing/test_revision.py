@@ -45,16 +45,19 @@ def test_a_model_that_moves_on_the_hub_is_another_one(tmp_path):
     quantized = ("quantize", REPO, "--scheme", "W4g64", "-o", packed, "-q")
     files = {path.name: path.read_bytes() for path in BUILTIN[REFERENCE].iterdir() if path.is_file()}
     with Hub() as hub:
+        files["README.md"] = b"---\nlicense: mit\n---\n"
         hub.store.create(REPO, "ann")
         first = hub.store.put(REPO, files)
         assert run(hub, tmp_path, scores, quantized, scores) == {"shapes": first, "by transformers": first}
         assert json.loads((packed / RECIPE).read_text())["revision"] == first
         assert [record["revision"] for record in records(out)] == [first], "it was asked once"
 
-        second = hub.store.put(REPO, {"README.md": b"# another training"})
+        second = hub.store.put(REPO, {"README.md": b"---\nlicense: apache-2.0\n---\n"})
         assert second != first
-        run(hub, tmp_path, scores)
+        run(hub, tmp_path, scores, ("card", packed))
         assert [record["revision"] for record in records(out)] == [first, second]
+        card = (packed / "README.md").read_text()
+        assert "license: mit" in card and first in card, "of the files that it was made from"
     # the Hub is gone: what lies in the cache is known
     assert run(hub, tmp_path, HF_HUB_OFFLINE="1") == {"shapes": second, "by transformers": second}
 
