@@ -56,6 +56,21 @@ def plain(path: Path) -> bytes:
     return "\n".join(lines).encode()
 
 
+def in_another_order(name: str, one: dict[str, bytes], other: dict[str, bytes]) -> bool:
+    """Whether a file of results has the same lines in both, or is drawn from lines that are the same in both."""
+
+    def same(lines: str) -> bool:
+        return sorted(one[lines].splitlines()) == sorted(other[lines].splitlines())
+
+    if name.endswith((".jsonl", ".csv")):
+        return same(name)
+    numbers = str(Path(name).with_suffix(".csv"))
+    if name.endswith((".png", ".svg")) and numbers in one:
+        return one[numbers] != other[numbers] and same(numbers)
+    records = str(Path(name).with_name("records.jsonl"))
+    return name.endswith("report.html") and one[records] != other[records] and same(records)
+
+
 @torch.no_grad()
 def _logits(model: Any) -> list[float]:
     values: list[float] = model.eval()(IDS, use_cache=False).logits.flatten().tolist()
