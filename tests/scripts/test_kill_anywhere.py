@@ -65,3 +65,24 @@ def test_what_is_left_behind_is_found(faults, deaths, monkeypatch):
         monkeypatch.setattr(whole, name, getattr(whole, name))
     deaths[1].PLANTS["leftovers"]()
     assert any("there are" in fault for fault in faults("quantize", ("before",), 2)[0].values())
+
+
+def test_only_another_order_of_results_is_forgiven(deaths):
+    from deaths.judging import in_another_order, is_pythons_probe
+
+    one = {
+        "out/records.jsonl": b"a\nb",
+        "out/figures/x.csv": b"a\nb",
+        "out/figures/x.svg": b"1",
+        "out/report.html": b"1",
+    }
+    turned = {name: b"b\na" if b"\n" in content else b"2" for name, content in one.items()}
+    lost = {name: b"b\nc" if b"\n" in content else b"2" for name, content in one.items()}
+    redrawn = {**one, "out/figures/x.svg": b"2", "out/report.html": b"2"}
+    assert all(in_another_order(name, one, turned) for name in one)
+    assert not any(in_another_order(name, one, lost) for name in one)
+    assert not in_another_order("out/figures/x.svg", one, redrawn) and not in_another_order(
+        "out/report.html", one, redrawn
+    )
+    assert is_pythons_probe("tmp/8oa4b4mt", b"blat")
+    assert not is_pythons_probe("tmp/8oa4b4mt", b"weights") and not is_pythons_probe("out/8oa4b4mt", b"")
