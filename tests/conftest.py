@@ -37,6 +37,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         reasons["gpu"] = "needs a CUDA device"
     if os.environ["HF_HUB_OFFLINE"] == "1":
         reasons["network"] = "needs the network: set QLLM_TEST_NETWORK=1"
+    # so that no worker has half a minute left to do when the others are done
+    items.sort(key=lambda item: item.get_closest_marker("longest") is None)
     for item in items:
         for marker, reason in reasons.items():
             if item.get_closest_marker(marker):

@@ -93,6 +93,7 @@ def failed_examples(module: ModuleType, model: Path) -> list[str]:
     return reports
 
 
+@pytest.mark.longest
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_pages_run(page, stories, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -309,6 +309,7 @@ def kept(out):
 
 
 @pytest.mark.slow
+@pytest.mark.longest
 def test_two_machines_give_the_same_records(stories, data, tmp_path):
     """torchrun on two machines that share nothing, and one process: all the same."""
     words = command("model", "data", "out", "--limit", "24", "--quiet")

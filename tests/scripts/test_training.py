@@ -36,6 +36,7 @@ def train(folder: Path, *seeds: int) -> list[str]:
 
 
 @pytest.mark.slow
+@pytest.mark.longest
 @pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="torch has Muon from 2.9 on")
 def test_same_seed_same_weights(tmp_path):
     (first,), (again, other) = train(tmp_path, 0), train(tmp_path / "again", 1, 0)[::-1]
