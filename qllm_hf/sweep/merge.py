@@ -13,7 +13,7 @@ from ..errors import CheckpointError, QllmWarning
 from ..evaluation.record import Record
 from ..evaluation.store import IDENTITY, Store
 from ..results import BASELINE, Results, asked_of, read_results, write_command, write_size
-from ..whole import whole_folder
+from ..whole import claiming, whole_folder
 
 _SCORE: Final = ("value", "stderr", "items", "answered", "cut", "details")
 """What two runs of the same measurement have to agree in."""
@@ -36,8 +36,9 @@ def merge(parts: Sequence[Path], out: Path) -> Results:
     _check_questions(chosen)
     _warn_of_versions(chosen)
     sizes = _sizes(found)
-    if _holds(out, [record for _, record in chosen], sizes):
-        return read_results(out)
+    with claiming(out):  # what a merge that was killed left of its lock goes with ours
+        if _holds(out, [record for _, record in chosen], sizes):
+            return read_results(out)
     with whole_folder(out, lambda: _check_new(out), lambda partial: None) as partial:
         store = Store(partial)
         for results, record in sorted(chosen, key=lambda pair: pair[1].scheme != BASELINE):

@@ -11,6 +11,7 @@ from qllm_hf.cli.main import app
 from qllm_hf.errors import CheckpointError, QllmWarning
 from qllm_hf.evaluation.store import Store
 from qllm_hf.loading import load_tokenizer
+from qllm_hf.lock import beside
 from qllm_hf.results import read_results, write_command
 from qllm_hf.sweep.merge import merge
 from qllm_hf.sweep.models import Models
@@ -110,7 +111,9 @@ def test_the_same_again_is_taken_as_it_is(parts, tmp_path):
     out = tmp_path / "out"
     first = merge(parts, out)
     before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
+    beside(out).touch()  # of a merge that was killed between its last rename and its end
     assert merge(parts, out).records == first.records
+    assert not beside(out).exists()
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
     add(parts[1], "W8", "mini_cloze", VALUES)
     with pytest.raises(CheckpointError, match="is not empty"):
