@@ -59,7 +59,7 @@ def plain(path: Path) -> bytes:
 
 def is_pythons_probe(name: str, content: bytes) -> bool:
     """Whether a file is what `tempfile` tries a folder with before it first uses it; a killed process leaves it."""
-    return re.fullmatch(r"tmp/[a-z0-9_]{8}", name) is not None and content in (b"", b"blat")
+    return re.fullmatch(r"tmp/[a-z0-9_]{8}", name) is not None and b"blat".startswith(content)
 
 
 def in_another_order(name: str, one: dict[str, bytes], other: dict[str, bytes]) -> bool:
