@@ -44,8 +44,8 @@ ROWS = ("colwise", "colwise_rep", "colwise_gather_output", FUSED)
 COLUMNS = ("rowwise", "rowwise_rep", "rowwise_split_input")
 # Projections whose output is heads, and what says how many: each process needs whole ones.
 HEADS = {"q_proj": "num_attention_heads", "k_proj": "num_key_value_heads", "v_proj": "num_key_value_heads"}
-OTHER_KINDS = ("fsdp_size", "dp_replicate_size", "ep_size", "pp_size")
-EXPERTS = "enable_expert_parallel"  # before transformers 5.19 it is no size
+# Before transformers 5.19 there is no size of expert parallelism, only whether.
+OTHER_KINDS = ("fsdp_size", "dp_replicate_size", "ep_size", "enable_expert_parallel", "pp_size")
 LARGEST_SIZE = 64
 
 
@@ -101,13 +101,13 @@ def check_parallel(model: PreTrainedModel, plan: Plan, *, pre_quantized: bool, p
     Raises:
         ModelError: it cannot be cut so, or not before it is quantized.
     """
-    others = [name for name in OTHER_KINDS if int(getattr(_distributed(model), name, None) or 1) > 1]
-    others += [EXPERTS] if getattr(_distributed(model), EXPERTS, False) is True else []
-    if others:
-        raise ModelError(
-            f"{others[0]}={getattr(_distributed(model), others[0])}: packed weights can be cut by tensor parallelism "
-            "alone, DistributedConfig(tp_size=N). FSDP, expert and pipeline parallelism are for floating-point models."
-        )
+    for name in OTHER_KINDS:
+        value = getattr(_distributed(model), name, None) or 1
+        if value is True or value > 1:
+            raise ModelError(
+                f"{name}={value}: packed weights can be cut by tensor parallelism alone, DistributedConfig(tp_size=N). "
+                "FSDP, expert and pipeline parallelism are for floating-point models."
+            )
     size = tensor_parallel_size(model)
     if size == 1:
         return []

@@ -3,6 +3,10 @@
 TIGHT, LOOSE = 1e-5, 0.02
 
 
+def same(got, expected):
+    return bool((got - expected).abs().max() < TIGHT)
+
+
 def same_but_for_a_code(got, expected):
     """Whether [B, T, ...] agree, but for a code in one sequence.
 

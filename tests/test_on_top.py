@@ -3,15 +3,20 @@
 import adapters
 import pytest
 import torch
-from flips import same_but_for_a_code
+from flips import same, same_but_for_a_code
 from tiny_models import float_model, on_one_thread, prompt
 from transformers import StaticCache
 
 from qllm_hf import ModelError, quantize_
+from qllm_hf.attention.graph import IS_TRACEABLE
 from qllm_hf.cache import describe_cache
 from qllm_hf.nn import PackedLinear
 
 _one_thread = pytest.fixture(autouse=True, scope="module")(on_one_thread)
+
+
+# Where graphs decode, they sum in another order than the kernels do.
+as_eager = same if IS_TRACEABLE else same_but_for_a_code
 
 
 def quantized(name, scheme="W4A8KV4"):
@@ -181,7 +186,7 @@ def test_compiled_scoring():
     expected = model(ids, use_cache=False).logits
     torch._dynamo.reset()
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
-    assert same_but_for_a_code(compiled(ids, use_cache=False).logits, expected)
+    assert as_eager(compiled(ids, use_cache=False).logits, expected)
 
 
 def test_no_other_numbers_are_taken_for_those():
@@ -206,4 +211,4 @@ def test_compiled_adapters(lora):
     expected = model(input_ids=ids, use_cache=False).logits
     torch._dynamo.reset()
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
-    assert same_but_for_a_code(compiled(input_ids=ids, use_cache=False).logits, expected)
+    assert as_eager(compiled(input_ids=ids, use_cache=False).logits, expected)

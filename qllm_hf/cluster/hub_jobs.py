@@ -21,7 +21,7 @@ from .footprint import Footprint
 
 IMAGE: Final = "ghcr.io/astral-sh/uv:python3.12-bookworm"
 """What `hf jobs uv run` takes: Python, uv, and a compiler for the kernels. torch brings CUDA's libraries with it."""
-HF: Final = "1.24"
+OLDEST_HF: Final = "1.24"
 """The oldest huggingface_hub whose `hf jobs run` knows all of our words. Older ones take --name for an image."""
 SPARE: Final = 600
 """Seconds before the end of a job's time in which results are uploaded."""
@@ -132,7 +132,7 @@ def page(parts: Sequence[Part], wanted: Wanted, out: Path) -> str:
         f"# {len(parts)} jobs. Memory is counted before anything runs: weights + cache + work of a forward"
         + (" + program" if any(not part.flavor.gpus for part in parts) else "")
         + ".",
-        f"# hf has to be of huggingface_hub {HF} or newer (hf version).",
+        f"# hf has to be of huggingface_hub {OLDEST_HF} or newer (hf version).",
         "# HF_TOKEN has to be set here to one that may write: its value goes to the jobs as a secret.",
         shlex.join(["hf", "repos", "create", wanted.repo, "--type", "dataset", "--private", "--exist-ok"]),
         "",

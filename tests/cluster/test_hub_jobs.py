@@ -15,12 +15,11 @@ from qllm_hf import __version__
 from qllm_hf.cli.main import app
 from qllm_hf.cluster.flavors import FLAVORS, choose_flavor
 from qllm_hf.cluster.footprint import Footprint
-from qllm_hf.cluster.hub_jobs import HF as LOWEST
-from qllm_hf.cluster.hub_jobs import IMAGE, seconds
+from qllm_hf.cluster.hub_jobs import IMAGE, OLDEST_HF, seconds
 from qllm_hf.errors import ConfigError
 
 known_words = pytest.mark.skipif(
-    Version(huggingface_hub.__version__) < Version(LOWEST), reason=f"hf before {LOWEST} does not know our words"
+    Version(huggingface_hub.__version__) < Version(OLDEST_HF), reason=f"hf before {OLDEST_HF} does not know our words"
 )
 HF = importlib.import_module("huggingface_hub.cli.hf").app
 NAMES = ("FP16", "W4", "W3_gptq", "KV4")
@@ -180,6 +179,6 @@ def test_durations(text, expected):
 
 
 def test_what_hf_has_to_be_is_said():
-    assert f"huggingface_hub {LOWEST} or newer" in plan().stdout
+    assert f"huggingface_hub {OLDEST_HF} or newer" in plan().stdout
     page = (Path(__file__).resolve().parents[2] / "docs" / "cluster.md").read_text(encoding="utf-8")
-    assert f"huggingface_hub {LOWEST} or newer" in " ".join(page.split())
+    assert f"huggingface_hub {OLDEST_HF} or newer" in " ".join(page.split())

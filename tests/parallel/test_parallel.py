@@ -16,7 +16,7 @@ import parallel_ranks
 import pytest
 import torch
 from checkpoints import give_input_order
-from flips import TIGHT, same_but_for_a_code
+from flips import same, same_but_for_a_code
 from safetensors.torch import load_file
 from tiny_models import MODELS, float_model, on_one_thread, prompt, tiny_config
 from transformers import AutoModelForCausalLM
@@ -178,10 +178,6 @@ def folder(tmp_path_factory):
     )
     assert done.returncode == 0, done.stderr[-2000:]
     return root
-
-
-def same(got, expected):
-    return (got - expected).abs().max() < TIGHT
 
 
 def found(folder, name, rank=0):
