@@ -11,7 +11,8 @@ os.environ["OMP_NUM_THREADS"] = "1"
 import importlib.util
 import json
 import signal
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NoReturn
 
@@ -48,6 +49,25 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="module")
+def metrics_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """`evaluate` copies metrics to a folder of this module. Python asks the copies of an earlier folder as long as it
+    knows them, so those are forgotten, before and after."""
+    import evaluate
+
+    def forget() -> None:
+        for name in [name for name in sys.modules if name.partition(".")[0] == "evaluate_modules"]:
+            del sys.modules[name]
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("HF_MODULES_CACHE", "HF_METRICS_CACHE"):
+            patch.setattr(evaluate.config, name, str(tmp_path_factory.mktemp(name.lower())))
+        patch.setattr(sys, "path", [entry for entry in sys.path if not Path(entry, "evaluate_modules").is_dir()])
+        forget()
+        yield
+        forget()
 
 
 @pytest.fixture(scope="session")

@@ -94,6 +94,7 @@ def failed_examples(module: ModuleType, model: Path) -> list[str]:
 
 
 @pytest.mark.longest
+@pytest.mark.usefixtures("metrics_cache")
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_pages_run(page, stories, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -23,14 +23,7 @@ FILES = {"README.md", "app.py", "requirements.txt"}
 PYTHON = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _own_cache(tmp_path_factory):
-    """Copies of the metrics and their arrow files go to a folder of this test."""
-    with pytest.MonkeyPatch.context() as patch:
-        for name in ("HF_MODULES_CACHE", "HF_METRICS_CACHE"):
-            patch.setattr(evaluate.config, name, str(tmp_path_factory.mktemp(name.lower())))
-        patch.setattr(sys, "path", list(sys.path))
-        yield
+pytestmark = pytest.mark.usefixtures("metrics_cache")
 
 
 def load(ability, **options):
