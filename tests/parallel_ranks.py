@@ -7,12 +7,15 @@ once, cases of one process run here, and the processes of each other size are fo
 """
 
 import contextlib
+import faulthandler
 import io
 import json
 import os
+import signal
 import sys
 import tempfile
 import traceback
+from datetime import timedelta
 from pathlib import Path
 
 import torch
@@ -30,6 +33,10 @@ from qllm_hf.ops import prefer
 from qllm_hf.reporting.tensors import parameter_bytes
 
 NEW_TOKENS = 6
+LIMIT = 180
+"""Seconds that the cases of one size may take; on two cores that nobody else uses it is 15."""
+PATIENCE = timedelta(seconds=60)
+"""How long one process waits for another: where one of them failed alone, its case says so soon."""
 
 
 def measure(case, folder):
@@ -98,12 +105,10 @@ def run(case, folder, rank):
     (folder / f"{answer}.json").write_text(json.dumps(numbers))
 
 
-def in_group(cases, folder, size):
-    """The cases in `size` forked processes, one after another."""
-    # as torchrun has one: commands meet there, and look who is still there
-    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+def in_group(cases, folder, size, store):
+    """The cases in `size` forked processes, one after another; if one of them ends early, all do."""
     with tempfile.TemporaryDirectory() as meeting:
-        children = []
+        children = {}
         for rank in range(size):
             child = os.fork()
             if child == 0:
@@ -111,33 +116,56 @@ def in_group(cases, folder, size):
                 os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port)}
                 code = 1
                 try:
-                    for number, case in enumerate(cases):
-                        if not dist.is_initialized():  # commands leave the group when they are done
-                            files = dist.FileStore(f"{meeting}/{number}", size)
-                            dist.init_process_group("gloo", store=files, rank=rank, world_size=size)
-                        run(case, folder, rank)
+                    with time_limit(f"process {rank} of {size}"):
+                        for number, case in enumerate(cases):
+                            if not dist.is_initialized():  # commands leave the group when they are done
+                                files = dist.FileStore(f"{meeting}/{number}", size)
+                                dist.init_process_group(
+                                    "gloo", store=files, rank=rank, world_size=size, timeout=PATIENCE
+                                )
+                            run(case, folder, rank)
                     code = 0
                 except BaseException:
                     traceback.print_exc()
                 finally:
                     sys.stderr.flush()
                     os._exit(code)
-            children.append(child)
-        for child in children:
-            _, status = os.waitpid(child, 0)
-            if status:
-                raise SystemExit(f"a process of {size} failed")
+            children[child] = rank
+        while children:
+            child, status = os.wait()
+            rank = children.pop(child)
+            if status:  # the others would wait for it
+                for other in children:
+                    os.kill(other, signal.SIGKILL)
+                code = os.waitstatus_to_exitcode(status)
+                raise SystemExit(f"process {rank} of {size} ended with {code}")
+
+
+@contextlib.contextmanager
+def time_limit(who):
+    """Where a process is when it takes far too long, or when it crashes, is said on stderr."""
+    sys.stderr.write(f"{who} is {os.getpid()}\n")
+    sys.stderr.flush()
+    faulthandler.enable()
+    faulthandler.dump_traceback_later(LIMIT, exit=True)
+    yield
+    faulthandler.cancel_dump_traceback_later()
 
 
 def main(folder):
     torch.set_num_threads(1)
     logging.disable_progress_bar()
     cases = json.loads((folder / "cases.json").read_text())
-    for case in cases:
-        if case["size"] == 1:  # here, so that processes find everything imported and done once
-            run(case, folder, 0)
-    for size in sorted({case["size"] for case in cases} - {1}):
-        in_group([case for case in cases if case["size"] == size], folder, size)
+    sizes = sorted({case["size"] for case in cases} - {1})
+    # as torchrun has one for commands to meet and to look who is still there; long before processes are forked, since
+    # its thread should have nothing in hand then
+    stores = {size: dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False) for size in sizes}
+    with time_limit("the first process"):
+        for case in cases:
+            if case["size"] == 1:  # here, so that processes find everything imported and done once
+                run(case, folder, 0)
+    for size in sizes:
+        in_group([case for case in cases if case["size"] == size], folder, size, stores[size])
 
 
 if __name__ == "__main__":

@@ -173,10 +173,9 @@ def folder(tmp_path_factory):
     cases.append({"name": "evaluate", "size": 2, "command": ["evaluate", *QUESTIONS, "-o", str(root / "two"), "--tp"]})
     cases.append({"name": "generate", "size": 2, "command": ["generate", *COMMAND, "--tensor-parallel"]})
     (root / "cases.json").write_text(json.dumps(cases))
-    done = subprocess.run(
-        [sys.executable, parallel_ranks.__file__, str(root)], capture_output=True, text=True, timeout=240, check=False
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
+    command = [sys.executable, parallel_ranks.__file__, str(root)]  # it limits its own time, and says where it was
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-8000:]
     return root
 
 
