@@ -28,6 +28,12 @@ def pytest_configure() -> None:
     # A shell lets what it starts in the background ignore Ctrl-C, and tests send it.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    # uvicorn has logging close all handlers that there are, and absl's closes its stream unless that is stderr. While a
+    # command runs in a test stderr is another one, so it would be that of pytest.
+    if importlib.util.find_spec("absl") is not None:
+        from absl import logging as absl_logging
+
+        absl_logging.get_absl_handler().python_handler.setStream(sys.__stderr__)
     # More threads make the small tensors of tests slower, and results depend on their number.
     torch.set_num_threads(1)
 

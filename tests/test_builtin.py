@@ -41,10 +41,12 @@ def reference(scheme: str):
 
 @pytest.fixture(scope="module")
 def scores(tokenizer):
-    """{scheme: {task: record}}, on 20 items of each task."""
+    """{scheme: {task: record}}, on 20 items of each task; two bits only on what they are asked for below, since a
+    model that cannot end its answers takes longest."""
+    asked = {"FP16": MINIATURE, "W8": MINIATURE, "KV8": MINIATURE, "W2": ["mini_stories", "mini_arithmetic"]}
     return {
-        scheme: {record.task: record for record in evaluate(reference(scheme), tokenizer, scheme, limit=ITEMS)}
-        for scheme in ("FP16", "W8", "KV8", "W2")
+        scheme: {record.task: record for record in evaluate(reference(scheme), tokenizer, scheme, tasks, limit=ITEMS)}
+        for scheme, tasks in asked.items()
     }
 
 
@@ -143,8 +145,6 @@ def test_eight_bits_cost_nothing_and_two_destroy(scores):
         for ability, score in abilities[scheme].items():
             exact = abilities["FP16"][ability]
             assert abs(score.value - exact.value) <= 2 * max(exact.stderr, score.stderr, 1 / ITEMS), (scheme, ability)
-    lost = [abilities["FP16"][ability].value - score.value for ability, score in abilities["W2"].items()]
-    assert max(lost) > 0.5
     assert scores["W2"]["mini_stories"].value > 1.2 * scores["FP16"]["mini_stories"].value
     assert scores["W2"]["mini_arithmetic"].value < 0.3
 

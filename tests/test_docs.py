@@ -5,6 +5,7 @@ import importlib
 import importlib.util
 import os
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,6 +14,9 @@ from types import ModuleType
 from typing import NamedTuple
 
 import pytest
+from typer.testing import CliRunner
+
+from qllm_hf.cli.main import app
 
 REPO = Path(__file__).resolve().parent.parent
 README = REPO / "README.md"
@@ -28,6 +32,9 @@ PAGES = {
 PLACEHOLDER = re.compile(r"path/to/model(?![\w/-])")
 # Commands of ours; installing and cloning are not for a test to do.
 OURS = re.compile(r"(#.*\n|\s)*(qllm-hf|optimum-cli qllm)\b")
+# A command a line, and nothing that only a shell knows: run in this process, where all is imported already. Importing
+# takes longer than most of these commands.
+SIMPLE = re.compile(r"((#[^\n]*|qllm-hf [^\n|&;<>$`\\*()]*)?\n)*")
 FENCE = re.compile(r"^```(python|bash)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 # A module may need one of these at import; it is then skipped where they are not installed.
 OPTIONAL = {
@@ -68,6 +75,11 @@ def run_blocks(markdown: str, model: Path) -> None:
         if language == "python":
             # The empty lines make a traceback show the line number in the README.
             exec(compile("\n" * (line - 1) + code, str(README), "exec"), namespace)
+        elif SIMPLE.fullmatch(code):
+            for command in code.splitlines():
+                if words := shlex.split(command, comments=True):
+                    done = CliRunner().invoke(app, words[1:])
+                    assert done.exit_code == 0, f"{README.name}:{line}\n{command}\n{done.output}"
         else:
             command = ["bash", "-euo", "pipefail", "-c", code]
             done = subprocess.run(command, env={**os.environ, "PATH": path}, capture_output=True, text=True)
@@ -137,9 +149,17 @@ def test_broken_python_block_is_noticed_with_its_line():
     assert caught.traceback[-1].lineno + 1 == 5
 
 
-def test_broken_bash_block_is_noticed():
+@pytest.mark.parametrize("rest", ["", " | cat", " || qllm-hf no-such-verb"])
+def test_broken_bash_block_is_noticed(rest):
     with pytest.raises(AssertionError, match=r"README\.md:2"):
-        run_blocks("```bash\nqllm-hf no-such-verb\n```\n", Path())
+        run_blocks(f"```bash\nqllm-hf no-such-verb{rest}\n```\n", Path())
+
+
+@pytest.mark.parametrize("rest", ["", "  # why", " | cat", " > version && qllm-hf --help"])
+def test_bash_blocks_run_with_and_without_a_shell(rest, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run_blocks(f"```bash\n# first\nqllm-hf --version{rest}\n\nqllm-hf quantize --help\n```\n", Path())
+    assert (tmp_path / "version").exists() == (">" in rest)
 
 
 def test_broken_docstring_example_is_noticed():
