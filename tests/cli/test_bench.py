@@ -1,6 +1,7 @@
 """`qllm-hf bench` as a user sees it."""
 
 import json
+import shutil
 
 import pytest
 import typer
@@ -66,12 +67,13 @@ def test_the_same_again_measures_nothing(measured, stories, folder, monkeypatch)
     assert (folder / "out" / CELLS).read_text().splitlines() == lines
 
 
-def test_other_settings_are_another_measurement(measured, stories, folder):
-    changed = call(stories, "--schemes", "KV4", *SMALL[:-1], "1", "--batch", "1", "--input", "8", "-o", folder / "out")
+def test_other_settings_are_another_measurement(measured, stories, folder, tmp_path):
+    out = shutil.copytree(folder / "out", tmp_path / "out")
+    changed = call(stories, "--schemes", "KV4", *SMALL[:-1], "1", "--batch", "1", "--input", "8", "-o", out)
     assert changed.exit_code == 0
     assert "already" not in changed.stderr
     assert "median of 1 run after 1" in changed.stdout
-    lines = (folder / "out" / CELLS).read_text().splitlines()
+    lines = (out / CELLS).read_text().splitlines()
     assert len(lines) == 17
     assert len(json.loads(lines[-1])["times"]["total"]) == 1
 

@@ -366,7 +366,7 @@ def test_nobody_is_asked_where_nobody_is(folder):
 @pytest.mark.parametrize(("said", "code"), [("n", 1), ("y", 0)])
 def test_somebody_at_a_terminal_is_asked(hub, ann, folder, tmp_path, said, code):
     ours, theirs = os.openpty()
-    repo = f"{ANN}/asked"
+    repo = f"{ANN}/answers-{said}"
     words = command("push", folder, repo)
     process = subprocess.Popen(
         words, stdin=theirs, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment(hub, tmp_path, ann),
@@ -377,7 +377,7 @@ def test_somebody_at_a_terminal_is_asked(hub, ann, folder, tmp_path, said, code)
     os.close(ours)
     os.close(theirs)
     assert process.returncode == code, stderr
-    assert "Push: a new repository ann/asked" in stdout and "Send it?" in stderr
+    assert f"Push: a new repository {repo}" in stdout and "Send it?" in stderr
     assert (repo in hub.store.repositories) == (said == "y")
 
 
