@@ -118,12 +118,14 @@ def in_group(cases, folder, size, store):
                 try:
                     with time_limit(f"process {rank} of {size}"):
                         for number, case in enumerate(cases):
-                            if not dist.is_initialized():  # commands leave the group when they are done
+                            if not dist.is_initialized():
                                 files = dist.FileStore(f"{meeting}/{number}", size)
                                 dist.init_process_group(
                                     "gloo", store=files, rank=rank, world_size=size, timeout=PATIENCE
                                 )
                             run(case, folder, rank)
+                            if "command" in case and dist.is_initialized():  # commands leave it, unless they failed
+                                dist.destroy_process_group()
                     code = 0
                 except BaseException:
                     traceback.print_exc()

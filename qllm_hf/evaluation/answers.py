@@ -68,8 +68,9 @@ class Journal:
         """
         if self._folder is None:
             return
-        for path in self._folder.glob("process*.jsonl"):
-            path.unlink(missing_ok=True)
+        with contextlib.suppress(FileNotFoundError):  # another process was faster, which removed the folder meanwhile
+            for path in self._folder.glob("process*.jsonl"):
+                path.unlink(missing_ok=True)
         for folder in (self._folder, *([self._folder.parent] if tidy else [])):
             with contextlib.suppress(OSError):  # not empty, or another process was faster
                 folder.rmdir()
