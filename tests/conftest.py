@@ -47,6 +47,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         reasons["network"] = "needs the network: set QLLM_TEST_NETWORK=1"
     # so that no worker has half a minute left to do when the others are done
     items.sort(key=lambda item: item.get_closest_marker("longest") is None)
+    if os.environ.get("QLLM_TEST_REVERSED") == "1":  # what counts on the tests before it fails
+        items.reverse()
     for item in items:
         for marker, reason in reasons.items():
             if item.get_closest_marker(marker):
