@@ -8,7 +8,6 @@ os.environ["TRANSFORMERS_VERBOSITY"] = "error"
 # The programs that tests start inherit it. With more threads than cores left, theirs spin while waiting for each other.
 os.environ["OMP_NUM_THREADS"] = "1"
 
-import gc
 import importlib.util
 import json
 import signal
@@ -53,12 +52,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for marker, reason in reasons.items():
             if item.get_closest_marker(marker):
                 item.add_marker(pytest.mark.skip(reason=reason))
-
-
-def pytest_collection_finish() -> None:
-    # Modules stay. Every collection of garbage would look through their million objects again, 3 % of all time.
-    gc.collect()
-    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
