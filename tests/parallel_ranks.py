@@ -34,7 +34,7 @@ from qllm_hf.reporting.tensors import parameter_bytes
 
 NEW_TOKENS = 6
 LIMIT = 180
-"""Seconds that the cases of one size may take; on two cores that nobody else uses it is 15."""
+"""Seconds that the cases of one size may take, several times what they need on two cores."""
 PATIENCE = timedelta(seconds=60)
 """How long one process waits for another: where one of them failed alone, its case says so soon."""
 
@@ -105,8 +105,10 @@ def run(case, folder, rank):
     (folder / f"{answer}.json").write_text(json.dumps(numbers))
 
 
-def in_group(cases, folder, size, store):
+def in_group(cases, folder, size):
     """The cases in `size` forked processes, one after another; if one of them ends early, all do."""
+    # as torchrun has one: commands meet there, and look who is still there
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     with tempfile.TemporaryDirectory() as meeting:
         children = {}
         for rank in range(size):
@@ -117,15 +119,7 @@ def in_group(cases, folder, size, store):
                 code = 1
                 try:
                     with time_limit(f"process {rank} of {size}"):
-                        for number, case in enumerate(cases):
-                            if not dist.is_initialized():
-                                files = dist.FileStore(f"{meeting}/{number}", size)
-                                dist.init_process_group(
-                                    "gloo", store=files, rank=rank, world_size=size, timeout=PATIENCE
-                                )
-                            run(case, folder, rank)
-                            if "command" in case and dist.is_initialized():  # commands leave it, unless they failed
-                                dist.destroy_process_group()
+                        as_rank(rank, size, cases, folder, meeting)
                     code = 0
                 except BaseException:
                     traceback.print_exc()
@@ -139,8 +133,18 @@ def in_group(cases, folder, size, store):
             if status:  # the others would wait for it
                 for other in children:
                     os.kill(other, signal.SIGKILL)
-                code = os.waitstatus_to_exitcode(status)
-                raise SystemExit(f"process {rank} of {size} ended with {code}")
+                raise SystemExit(f"process {rank} of {size} ended with {os.waitstatus_to_exitcode(status)}")
+
+
+def as_rank(rank, size, cases, folder, meeting):
+    """The cases, in one process of a group."""
+    for number, case in enumerate(cases):
+        if not dist.is_initialized():
+            files = dist.FileStore(f"{meeting}/{number}", size)
+            dist.init_process_group("gloo", store=files, rank=rank, world_size=size, timeout=PATIENCE)
+        run(case, folder, rank)
+        if "command" in case and dist.is_initialized():  # commands leave the group, unless they failed
+            dist.destroy_process_group()
 
 
 @contextlib.contextmanager
@@ -158,16 +162,12 @@ def main(folder):
     torch.set_num_threads(1)
     logging.disable_progress_bar()
     cases = json.loads((folder / "cases.json").read_text())
-    sizes = sorted({case["size"] for case in cases} - {1})
-    # as torchrun has one for commands to meet and to look who is still there; long before processes are forked, since
-    # its thread should have nothing in hand then
-    stores = {size: dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False) for size in sizes}
     with time_limit("the first process"):
         for case in cases:
             if case["size"] == 1:  # here, so that processes find everything imported and done once
                 run(case, folder, 0)
-    for size in sizes:
-        in_group([case for case in cases if case["size"] == size], folder, size, stores[size])
+    for size in sorted({case["size"] for case in cases} - {1}):
+        in_group([case for case in cases if case["size"] == size], folder, size)
 
 
 if __name__ == "__main__":

@@ -146,7 +146,7 @@ def test_eight_bits_cost_nothing_and_two_destroy(scores):
             exact = abilities["FP16"][ability]
             assert abs(score.value - exact.value) <= 2 * max(exact.stderr, score.stderr, 1 / ITEMS), (scheme, ability)
     assert scores["W2"]["mini_stories"].value > 1.2 * scores["FP16"]["mini_stories"].value
-    assert scores["W2"]["mini_arithmetic"].value < 0.3
+    assert scores["W2"]["mini_arithmetic"].value < min(0.3, scores["FP16"]["mini_arithmetic"].value - 0.5)
 
 
 @pytest.mark.slow

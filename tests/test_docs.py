@@ -79,7 +79,7 @@ def run_blocks(markdown: str, model: Path) -> None:
             for command in code.splitlines():
                 if words := shlex.split(command, comments=True):
                     done = CliRunner().invoke(app, words[1:])
-                    assert done.exit_code == 0, f"{README.name}:{line}\n{command}\n{done.output}"
+                    assert done.exit_code == 0, f"{README.name}:{line}\n{command}\n{done.output}{done.exception!r}"
         else:
             command = ["bash", "-euo", "pipefail", "-c", code]
             done = subprocess.run(command, env={**os.environ, "PATH": path}, capture_output=True, text=True)

@@ -7,7 +7,7 @@ from qllm_hf.evaluation.answers import Answered, Journal
 
 
 def test_processes_that_end_at_the_same_time_remove_them_once(tmp_path, monkeypatch):
-    """All of them drop them after the last answer, and one finds the folder there and then, while it opens it, not."""
+    """All of them drop them after the last answer. One finds the folder, and another removes it before it is opened."""
     folder = tmp_path / "answers"
     journals = [Journal(folder, rank) for rank in range(2)]
     for journal in journals:
